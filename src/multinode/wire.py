@@ -1,0 +1,684 @@
+"""What crosses the network between SDK, worker, command line and control plane, under ``/v1``.
+
+These classes are the only definition: the control plane's API validates and documents the same ones. Times
+are strings in RFC 3339 with an offset (UTC); spans are seconds as floats, and their names end in ``_s``.
+``input``, ``result`` and ``value`` are jsonpickle text, which only the SDK decodes.
+
+A reader ignores fields that it does not know, and every field added after 2.0.0 has a default: workers live in
+environments for months, and speak with control planes of later releases of the same major version.
+"""
+
+# No `from __future__ import annotations` here: the hints are evaluated, on Python 3.8 too.
+import json
+from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
+from typing import Any, Callable, Dict, List, Optional, Type, TypeVar, Union, get_type_hints
+
+MAJOR_VERSION = 2
+
+PENDING, RUNNING, CANCELLING = "PENDING", "RUNNING", "CANCELLING"
+SUCCEEDED, FAILED, CANCELLED, TIMED_OUT = "SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT"
+STATUSES = (PENDING, RUNNING, CANCELLING, SUCCEEDED, FAILED, CANCELLED, TIMED_OUT)
+FINAL_STATUSES = frozenset((SUCCEEDED, FAILED, CANCELLED, TIMED_OUT))
+ROLES = ("admin", "deploy", "invoke", "read")
+
+
+# --- errors ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ErrorBody:
+    """The body of every answer that is no success: ``{"error": {"code", "message", "hint"}}``."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class FunctionError:
+    """How a function or its worker failed. ``type`` and ``traceback`` are empty for a lost worker."""
+
+    message: str
+    type: str = ""
+    traceback: str = ""
+
+
+# --- functions and versions -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FunctionSettings:
+    """The settings of one function, checked where the decorator stands (see docs/reference/sdk.md)."""
+
+    cpu: float = 0.1
+    memory_mib: int = 256
+    timeout_s: float = 3600.0
+    max_concurrency: int = 10
+    max_retries: int = 0
+    retry_delay_s: float = 0.0
+    retry_on: Optional[List[str]] = None
+    """Names of the exception classes, to show; None is every exception. The worker decides by the classes."""
+    no_retry_on: Optional[List[str]] = None
+    start_timeout_s: float = 900.0
+    queue_timeout_s: Optional[float] = None
+    min_workers: int = 0
+    max_invocations_per_worker: int = 1
+    idle_timeout_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a function; ``kind`` as ``inspect.Parameter.kind.name`` in lower case."""
+
+    name: str
+    kind: str
+    annotation: str = ""
+    default: Optional[str] = None
+    """The default's ``repr``, at most 100 characters; None where there is none."""
+
+
+@dataclass(frozen=True)
+class FunctionDescription:
+    """One function as its decorator and signature describe it.
+
+    ``kind`` is ``function``, ``coroutine``, ``generator`` or ``async_generator``.
+    """
+
+    name: str
+    settings: FunctionSettings
+    parameters: List[Parameter]
+    kind: str = "function"
+    doc: str = ""
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """What an environment is made from. ``files`` are those that ``requirements`` includes: path below
+    ``tasks/`` to base64 content. ``settings`` are index settings (``UV_*`` and ``PIP_*`` names)."""
+
+    python: str = "3.8"
+    """``major.minor``."""
+    requirements: str = ""
+    files: Optional[Dict[str, str]] = None
+    settings: Optional[Dict[str, str]] = None
+    base_image: Optional[str] = None
+    apt: Optional[List[str]] = None
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """Body of ``POST /v1/projects/{project}/environments``."""
+
+    spec: EnvironmentSpec
+    no_cache: bool = False
+    strict_python: bool = False
+
+
+@dataclass(frozen=True)
+class EnvironmentInfo:
+    """An environment that is there. ``python`` was asked for, ``python_served`` (``3.11.7``) runs."""
+
+    digest: str
+    python: str
+    python_served: str
+    packages: List[str]
+    """What was resolved, ``name==version``, sorted."""
+    warnings: List[str]
+    created_at: str
+    created: bool = False
+    """Whether this request made it."""
+
+
+@dataclass(frozen=True)
+class BuildEvent:
+    """One line of the answer's stream: a line of build output, or at last the environment or an error."""
+
+    line: Optional[str] = None
+    environment: Optional[EnvironmentInfo] = None
+    error: Optional[ErrorBody] = None
+
+
+@dataclass(frozen=True)
+class DescribeRequest:
+    """Body of ``POST /v1/projects/{project}/describe``: import ``main.py`` in the environment."""
+
+    environment_digest: str
+    bundle_digest: str
+    dotenv: Dict[str, str]
+
+
+@dataclass(frozen=True)
+class DescribeAnswer:
+    """The functions that ``main.py`` defines."""
+
+    functions: List[FunctionDescription]
+
+
+@dataclass(frozen=True)
+class RegisterRequest:
+    """Body of ``POST /v1/projects/{project}/versions``.
+
+    ``create`` makes the project where it is missing; without it a missing project is ProjectNotFound.
+    """
+
+    environment_digest: str
+    bundle_digest: str
+    dotenv: Dict[str, str]
+    functions: List[FunctionDescription]
+    create: bool = True
+    plan: bool = False
+    """Only tell what would happen."""
+
+
+@dataclass(frozen=True)
+class RegisterAnswer:
+    """``created`` is False where the version existed already; ``changes`` says what differs from the latest
+    version in words (``function add: memory 256 MiB -> 512 MiB``)."""
+
+    project: str
+    version_id: str
+    created: bool
+    made_latest: bool
+    changes: List[str]
+
+
+@dataclass(frozen=True)
+class VersionInfo:
+    """One version with its functions, settings and environment."""
+
+    project: str
+    version_id: str
+    number: int
+    """1 for the project's first version, and so on."""
+    created_at: str
+    is_latest: bool
+    bundle_digest: str
+    environment: EnvironmentInfo
+    dotenv_names: List[str]
+    functions: List[FunctionDescription]
+
+
+@dataclass(frozen=True)
+class VersionItem:
+    """One version in a list, newest first."""
+
+    version_id: str
+    number: int
+    created_at: str
+    is_latest: bool
+    functions: List[str]
+
+
+@dataclass(frozen=True)
+class ProjectInfo:
+    """One project. ``in_flight`` counts invocations that have not ended."""
+
+    project: str
+    created_at: str
+    latest_version_id: str
+    functions: List[str]
+    in_flight: int
+    deleting: bool = False
+
+
+@dataclass(frozen=True)
+class ProjectDetail:
+    """A project with all its versions, newest first."""
+
+    project: ProjectInfo
+    versions: List[VersionItem]
+
+
+@dataclass(frozen=True)
+class LatestRequest:
+    """Body of ``PUT /v1/projects/{project}/latest``; without a version: the one before the latest."""
+
+    version_id: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class DeletedProject:
+    """Answer of ``DELETE /v1/projects/{project}``: it waits for what is in flight, up to ``wait_s``."""
+
+    project: str
+    removed: bool
+    in_flight: int
+
+
+# --- invocations ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StartRequest:
+    """Body of ``POST /v1/projects/{project}/functions/{function}/invocations``.
+
+    One request starts ``len(inputs)`` invocations, all or none, in that order. ``request_key`` makes it safe to
+    send again; ``idempotency_key`` is the user's (only with one input).
+    """
+
+    inputs: List[str]
+    request_key: str = ""
+    version_id: Optional[str] = None
+    idempotency_key: Optional[str] = None
+    delay_s: float = 0.0
+    parent_id: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class StartAnswer:
+    """Ids in the order of the inputs."""
+
+    invocation_ids: List[str]
+    created: bool = True
+    """False where the idempotency key named an invocation that existed."""
+
+
+@dataclass(frozen=True)
+class InvocationInfo:
+    """One invocation. ``revision`` grows with every change; give it back to wait for the next one.
+
+    ``terminated`` is True when the status is final and no worker of it is left.
+    """
+
+    invocation_id: str
+    project: str
+    function: str
+    version_id: str
+    status: str
+    result: Optional[str]
+    """jsonpickle text: the returned value, or the newest yielded one; None where there is none yet."""
+    error: Optional[FunctionError]
+    pending_reason: Optional[str]
+    num_failed_attempts: int
+    created_at: str
+    started_at: Optional[str]
+    finished_at: Optional[str]
+    terminated: bool
+    num_values: int
+    """Number of the newest yielded value, 0 where there is none."""
+    revision: int
+    parent_id: Optional[str] = None
+    cancel_requested_at: Optional[str] = None
+    unreachable: bool = False
+    """Whether its worker has been silent for 30 s and the runner says that it lives."""
+
+
+@dataclass(frozen=True)
+class InvocationItem:
+    """One invocation in a list; no input and no result."""
+
+    invocation_id: str
+    project: str
+    function: str
+    version_id: str
+    status: str
+    pending_reason: Optional[str]
+    num_failed_attempts: int
+    created_at: str
+    started_at: Optional[str]
+    finished_at: Optional[str]
+    unreachable: bool = False
+
+
+@dataclass(frozen=True)
+class InvocationList:
+    """A page of at most 50, newest first; ``next_offset`` is opaque, None on the last page."""
+
+    invocations: List[InvocationItem]
+    next_offset: Optional[str]
+
+
+@dataclass(frozen=True)
+class WaitRequest:
+    """Body of ``POST /v1/invocations/wait``: answered when any of them has ended, or after ``wait_s``."""
+
+    invocation_ids: List[str]
+    wait_s: float = 25.0
+
+
+@dataclass(frozen=True)
+class WaitAnswer:
+    """Those of the invocations asked for that have ended."""
+
+    ended: List[InvocationInfo]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One yielded value. Numbers start at 1 and run on over attempts."""
+
+    number: int
+    value: str
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class ValuesAnswer:
+    """Values after the number asked for, oldest first, at most 1,000 of them or 4 MiB.
+
+    ``ended`` is True where the invocation has ended and nothing follows. ``left_out`` counts older values that are
+    no longer kept.
+    """
+
+    values: List[Value]
+    ended: bool
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class CancelRequest:
+    """Body of ``POST /v1/cancel``: these ids, or everything in flight of one function or project."""
+
+    invocation_ids: Optional[List[str]] = None
+    project: Optional[str] = None
+    function: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class CancelAnswer:
+    """``requested`` had not ended; ``ended`` had, and are left as they are."""
+
+    requested: List[str]
+    ended: List[str]
+
+
+@dataclass(frozen=True)
+class TimelineStep:
+    """One step of an attempt, e.g. ``worker requested``, ``ms`` after the step before."""
+
+    name: str
+    at: str
+    ms: float
+
+
+@dataclass(frozen=True)
+class ExecutionInfo:
+    """One attempt. ``state`` is ``starting``, ``running`` or ``ended``; ``outcome`` is ``succeeded``, ``failed``,
+    ``cancelled``, ``timed_out`` or ``lost``."""
+
+    execution_id: str
+    attempt: int
+    state: str
+    worker_id: str
+    outcome: Optional[str]
+    error: Optional[FunctionError]
+    exit_code: Optional[int]
+    signal: Optional[int]
+    peak_memory_mib: Optional[float]
+    memory_limit_mib: int
+    created_at: str
+    started_at: Optional[str]
+    ended_at: Optional[str]
+    timeline: List[TimelineStep]
+
+
+@dataclass(frozen=True)
+class InvocationDetail:
+    """An invocation with its input and every attempt, oldest first."""
+
+    invocation: InvocationInfo
+    input: str
+    executions: List[ExecutionInfo]
+
+
+@dataclass(frozen=True)
+class LogRecord:
+    """One piece of output as it was read: ``stream`` is ``stdout``, ``stderr`` or ``system`` (our own notes).
+
+    ``text`` may hold several lines or a part of one.
+    """
+
+    at: str
+    stream: str
+    text: str
+    attempt: int = 1
+
+
+# --- installation ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """Answer of ``GET /v1/server``: the control plane, and who is asking."""
+
+    version: str
+    runner: str
+    database: str
+    pid: int
+    started_at: str
+    key_name: str
+    role: str
+    workers: int
+    in_flight: int
+    cpu_capacity: float
+    memory_capacity_mib: int
+    enforces: List[str]
+    """Which of ``cpu`` and ``memory`` the runner enforces."""
+    clock: str = ""
+    """The control plane's time."""
+
+
+@dataclass(frozen=True)
+class StopRequest:
+    """Body of ``POST /v1/server/stop``.
+
+    ``mode``: ``drain`` waits for what runs, ``now`` cancels it, ``restart`` leaves workers running.
+    """
+
+    mode: str = "drain"
+
+
+@dataclass(frozen=True)
+class KeyRequest:
+    """Body of ``POST /v1/keys``."""
+
+    name: str
+    role: str
+
+
+@dataclass(frozen=True)
+class KeyInfo:
+    """An API key; ``key`` is there only in the answer that makes it."""
+
+    name: str
+    role: str
+    created_at: str
+    revoked_at: Optional[str] = None
+    key: Optional[str] = None
+
+
+# --- workers --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExchangeRequest:
+    """Body of ``POST /v1/worker/exchange``, the only request without a token.
+
+    The claim code is used up by the first nonce; the same nonce again gets the same answer (a lost one can be
+    asked for), another is refused.
+    """
+
+    worker_id: str
+    claim_code: str
+    nonce: str
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a worker is for. ``kind`` is ``invocation`` or ``describe``; the rest of the fields that an
+    invocation has are empty for a describe."""
+
+    token: str
+    kind: str
+    project: str
+    version_id: str
+    bundle_digest: str
+    dotenv: Dict[str, str]
+    function: str = ""
+    execution_id: str = ""
+    invocation_id: str = ""
+    attempt: int = 1
+    input: str = ""
+    timeout_s: float = 3600.0
+    grace_s: float = 120.0
+    memory_mib: int = 256
+    log_limit_bytes: int = 64 * 1024 * 1024
+    first_value_number: int = 1
+    """Number of the next yielded value: they run on over attempts."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Body of ``POST /v1/worker/claim``: ``main.py`` is imported, the code starts when this is answered.
+
+    ``import_ms`` is how long the import took. Asking again gets the same answer.
+    """
+
+    execution_id: str
+    import_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class ExecutionEnd:
+    """How an execution ended, as its worker saw it.
+
+    ``outcome`` is ``succeeded``, ``failed``, ``cancelled``, ``timed_out`` or ``lost`` (a child that died without a
+    result, a SIGTERM from outside). ``result`` only with a returned value.
+    """
+
+    outcome: str
+    result: Optional[str] = None
+    error: Optional[FunctionError] = None
+    retryable: bool = True
+    """False where ``retry_on`` or ``no_retry_on`` say that a retry is pointless."""
+    exit_code: Optional[int] = None
+    signal: Optional[int] = None
+    peak_memory_bytes: Optional[int] = None
+    run_ms: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Body of ``POST /v1/worker/report``. Values and end may be sent twice: twice changes nothing.
+
+    ``end`` may come without a claim where the import of ``main.py`` failed.
+    """
+
+    execution_id: str
+    values: Optional[List[Value]] = None
+    end: Optional[ExecutionEnd] = None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Body of ``POST /v1/worker/watch``, held open up to ``wait_s``; each one renews the lease."""
+
+    execution_id: str
+    wait_s: float = 25.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """Answer of claim, report and watch: ``order`` is None or ``cancel``."""
+
+    order: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Described:
+    """Body of ``POST /v1/worker/described``: the functions, or why ``main.py`` could not be imported."""
+
+    functions: Optional[List[FunctionDescription]] = None
+    error: Optional[ErrorBody] = None
+
+
+@dataclass(frozen=True)
+class Empty:
+    """An answer that says only that it worked."""
+
+
+# --- JSON -----------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+def to_plain(value: Any) -> Any:
+    """``value`` as dicts, lists and scalars that ``json`` takes."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: to_plain(getattr(value, name)) for name in _field_names(type(value))}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    return value
+
+
+def dumps(value: Any) -> bytes:
+    """``value`` as JSON in ASCII (lone surrogates stay escapes)."""
+    return json.dumps(to_plain(value), separators=(",", ":")).encode("ascii")
+
+
+def loads(cls: Type[T], data: bytes) -> T:
+    """An instance of ``cls`` from JSON. Raises ValueError where a field is missing or of a wrong type."""
+    return from_plain(cls, json.loads(data))
+
+
+def from_plain(cls: Type[T], data: Any) -> T:
+    """An instance of ``cls`` from what ``json.loads`` gave; unknown fields are ignored."""
+    made = _decoder(cls)(data)
+    assert isinstance(made, cls)
+    return made
+
+
+@lru_cache(maxsize=None)
+def _field_names(cls: Any) -> List[str]:
+    return [field.name for field in fields(cls)]
+
+
+@lru_cache(maxsize=None)
+def _decoder(hint: Any) -> Callable[[Any], Any]:
+    if is_dataclass(hint):
+        return _dataclass_decoder(hint)
+    origin, arguments = getattr(hint, "__origin__", None), getattr(hint, "__args__", ())
+    if origin is Union:
+        inner = _decoder(next(item for item in arguments if item is not type(None)))
+        return lambda data: None if data is None else inner(data)
+    if origin is list:
+        item_decoder = _decoder(arguments[0])
+        return lambda data: [item_decoder(item) for item in _expect(data, list)]
+    if origin is dict:
+        value_decoder = _decoder(arguments[1])
+        return lambda data: {key: value_decoder(item) for key, item in _expect(data, dict).items()}
+    if hint is float:
+        return _float
+    return lambda data: _expect(data, hint)
+
+
+def _dataclass_decoder(cls: Any) -> Callable[[Any], Any]:
+    hints = get_type_hints(cls)
+    decoders = {name: _decoder(hints[name]) for name in _field_names(cls)}
+
+    def decode(data: Any) -> Any:
+        known = _expect(data, dict)
+        try:
+            return cls(**{name: decoders[name](known[name]) for name in decoders if name in known})
+        except (TypeError, ValueError) as error:
+            message = f"{cls.__name__}: {error}"
+            raise ValueError(message) from error
+
+    return decode
+
+
+def _float(data: Any) -> float:
+    if isinstance(data, bool) or not isinstance(data, (int, float)):
+        message = f"a number was expected, not {data!r:.100}"
+        raise ValueError(message)  # noqa: TRY004 - one error type for all that is wrong with JSON
+    return float(data)
+
+
+def _expect(data: Any, kind: Any) -> Any:
+    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
+        message = f"{kind.__name__} was expected, not {data!r:.100}"
+        raise ValueError(message)
+    return data

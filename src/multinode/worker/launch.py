@@ -1,0 +1,39 @@
+"""What a runner tells a new worker: all that it needs to reach the control plane, and where its files lie."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Optional
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The launch of one worker, as one JSON object through a pipe, a file or the environment.
+
+    Paths are absolute. What is None the worker makes itself in a temporary folder (``code_dir``, ``work_dir``), does without
+    (``worker_file``) or writes to its own stdout (``log_file``).
+    """
+
+    worker_id: str
+    claim_code: str
+    api_url: str
+    code_dir: Optional[str] = None
+    """The extracted bundle, shared and not to be written to; None: fetch it from the control plane."""
+    work_dir: Optional[str] = None
+    """The worker's own working folder (made by it, removed by it); links to what is in ``code_dir`` lie in it."""
+    worker_file: Optional[str] = None
+    """Written before the first request and locked (flock) while the supervisor lives."""
+    log_file: Optional[str] = None
+    """Records of the child's output are appended here, one JSON object a line: ``{"at", "stream", "text"}``."""
+
+    def to_json(self) -> str:
+        """The launch as one line of JSON."""
+        return json.dumps(asdict(self))
+
+
+def from_json(text: str) -> Launch:
+    """The launch that a runner wrote. Raises ValueError where it is none."""
+    try:
+        return Launch(**json.loads(text))
+    except TypeError as error:
+        message = f"not a launch: {error}"
+        raise ValueError(message) from error

@@ -1,0 +1,112 @@
+"""Runners make workers of one kind; this module holds the contract that all of them keep.
+
+A runner owns processes or containers and nothing of the store. Every method is called on the server's event
+loop and must not block it. A runner never decides whether an execution has failed: it only says what it made
+and how that ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from multinode.wire import BuildEvent, BuildRequest, LogRecord
+
+
+@dataclass(frozen=True)
+class WorkerLaunch:
+    """What the control plane wants made. ``worker_id`` goes along as label, so that it is found after a crash.
+
+    ``cpu`` is in virtual CPUs. ``claim_code`` is a secret for the new worker alone. ``fresh_interpreter`` asks for a new
+    interpreter with ``interpreter_env`` in its environment, since the function's ``.env`` sets variables
+    that an interpreter reads when it starts (``PYTHON*``, ``LD_*``, ``DYLD_*``, ``MALLOC_*``).
+    """
+
+    worker_id: str
+    claim_code: str
+    environment_digest: str
+    bundle_digest: str
+    execution_id: str
+    """Names the log; the worker's id for a describe."""
+    cpu: float
+    memory_mib: int
+    fresh_interpreter: bool = False
+    interpreter_env: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkerEnd:
+    """How a worker ended: no process of it is left. ``detail`` is in words, empty for an ordinary exit."""
+
+    worker_id: str
+    detail: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    out_of_memory: bool = False
+
+
+class WorkerNotMadeError(Exception):
+    """A worker could not be made. Its message is shown as the pending reason; it will be tried again."""
+
+
+OnEnd = Callable[[WorkerEnd], None]
+
+
+class Runner(Protocol):
+    """Makes workers. See the module for what holds for every method."""
+
+    name: str
+    """``process``, ``docker`` or ``ecs``."""
+    enforces: tuple[str, ...]
+    """Which of ``cpu`` and ``memory`` are enforced here."""
+
+    async def open(self, on_end: OnEnd, worker_url: str) -> None:
+        """Makes it ready. ``on_end`` is called on the loop, once for each worker made or adopted, when it is gone."""
+
+    async def build(self, request: BuildRequest) -> AsyncIterator[BuildEvent]:
+        """Yields the build's output line by line, at last one event with ``environment`` or ``error``.
+
+        Makes the environment once per digest, under a lock, and renames it into place: a build that is interrupted or
+        fails leaves nothing. One that exists is answered at once.
+        """
+        ...
+
+    async def start(self, launch: WorkerLaunch) -> None:
+        """Makes the worker. Returns when it exists and would be found by ``adopt``.
+
+        Raises WorkerNotMadeError if it could not be made; then it is certain that it does not exist.
+        """
+
+    async def stop(self, worker_id: str, grace_s: float) -> None:
+        """Asks the worker to end (SIGTERM), and kills all of it after ``grace_s``; 0 kills at once.
+
+        Returns at once; the end is told through ``on_end``. Unknown or gone workers are no error.
+        """
+
+    async def alive(self, worker_id: str) -> bool:
+        """Whether any process of the worker is left."""
+
+    async def adopt(self, worker_ids: Iterable[str]) -> set[str]:
+        """After a restart: those of ``worker_ids`` that live (``on_end`` will be called for them).
+
+        The others do not exist and never will, even where ``start`` had been under way at the crash.
+        Workers that exist and are not in ``worker_ids`` are killed.
+        """
+
+    def logs(
+        self, execution_id: str, attempt: int, *, ended: asyncio.Event | None = None
+    ) -> AsyncIterator[LogRecord]:
+        """Records of the execution's output from its beginning, in order.
+
+        Without ``ended``: what there is now. With it: goes on as records are written, within 100 ms of each, until ``ended``
+        is set and everything has been read. An execution without output yet is no error.
+        """
+        ...
+
+    async def remove_logs(self, execution_ids: Iterable[str]) -> None:
+        """Removes the output of these executions; missing ones are no error."""
+
+    async def close(self) -> None:
+        """Lets go of everything; workers go on running."""
