@@ -1,0 +1,268 @@
+"""One request: authenticate, read, hand over, answer. Errors become JSON here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from multinode import wire
+from multinode.errors import (
+    HTTP_STATUS,
+    InternalError,
+    InvalidRequest,
+    MultinodeError,
+    NotAllowed,
+    NotLoggedIn,
+)
+from multinode_control_plane import __version__
+from multinode_control_plane.runners import Runner
+from multinode_control_plane.runners.bundles import Bundles
+from multinode_control_plane.scheduler import Scheduler
+from multinode_control_plane.service import access, executions
+from multinode_control_plane.service.access import Caller
+from multinode_control_plane.service.executions import Context, hash_secret
+from multinode_control_plane.store import Store
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 300 * 1024 * 1024
+MAX_WAIT_S = 60.0
+
+
+@dataclass
+class ControlPlane:
+    """The parts that answer requests. ``stop`` is called with a mode of `StopRequest`."""
+
+    store: Store
+    scheduler: Scheduler
+    runner: Runner
+    bundles: Bundles
+    context: Context
+    stop: Callable[[str], None]
+    database_name: str
+    started_at: float = field(default_factory=time.time)
+    keys: dict[str, Caller] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, authenticated and read. ``body`` is an instance of the endpoint's class, or None."""
+
+    plane: ControlPlane
+    caller: Caller
+    request: Request
+    body: Any
+
+    def path(self, name: str) -> str:
+        """A part of the path."""
+        return str(self.request.path_params[name])
+
+    def query(self, name: str) -> str | None:
+        """A query parameter; None where it is missing or empty."""
+        return self.request.query_params.get(name) or None
+
+    def number(self, name: str, default: float = 0.0) -> float:
+        """A query parameter that is a number of 0 or more."""
+        text = self.query(name)
+        if text is None:
+            return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < 1e15:
+            message = f"{name}={text!r:.50} is not a number that makes sense here."
+            raise InvalidRequest(message)
+        return value
+
+    def flag(self, name: str) -> bool:
+        """Whether a query parameter is ``1`` or ``true``."""
+        return self.query(name) in ("1", "true")
+
+    @property
+    def wait_s(self) -> float:
+        """How long the caller waits for a change."""
+        return min(self.number("wait_s"), MAX_WAIT_S)
+
+
+Handler = Callable[[Call], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A route as data. ``role`` None: no API key will do; ``worker``: a worker's token will; ``public``: neither is asked."""
+
+    method: str
+    path: str
+    handler: Handler
+    body: type | None = None
+    role: str | None = None
+    worker: bool = False
+    public: bool = False
+
+
+def make_handler(plane: ControlPlane, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    """The Starlette endpoint for ``endpoint``."""
+
+    async def handle(request: Request) -> Response:
+        try:
+            caller = await _authenticate(plane, endpoint, request)
+            body = await _read_body(endpoint, request)
+            answer = await endpoint.handler(Call(plane, caller, request, body))
+        except MultinodeError as error:
+            return error_response(error)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except Exception:
+            log.exception("%s %s failed", request.method, request.url.path)
+            message = f"The control plane failed at {request.method} {request.url.path}."
+            return error_response(InternalError(message, "Its log has the traceback."))
+        return answer if isinstance(answer, Response) else json_response(answer)
+
+    return handle
+
+
+def json_response(answer: Any) -> Response:
+    """An answer of wire classes, or of lists of them."""
+    return Response(wire.dumps(answer), media_type="application/json")
+
+
+def error_response(error: MultinodeError) -> Response:
+    """``{"error": {"code", "message", "hint"}}`` with its status."""
+    body = wire.ErrorBody(error.code, error.message, error.hint)
+    return Response(
+        wire.dumps({"error": body}),
+        status_code=HTTP_STATUS.get(error.code, 500),
+        media_type="application/json",
+    )
+
+
+async def _authenticate(plane: ControlPlane, endpoint: Endpoint, request: Request) -> Caller:
+    if endpoint.public:
+        return Caller("", "")
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not secret:
+        message = "This request has no API key."
+        raise NotLoggedIn(message, "Run `multinode login`, or set MULTINODE_API_KEY.")
+    caller = plane.keys.get(hash_secret(secret)) or await _worker_of(plane, secret)
+    if caller is None:
+        message = "The API key is wrong or was revoked."
+        raise NotLoggedIn(message, "Run `multinode login` with a valid one.")
+    if not access.permits(caller, role=endpoint.role, worker=endpoint.worker):
+        needed = f"the role {endpoint.role}" if endpoint.role else "a worker's token"
+        message = f"{caller.name!r} has the role {caller.role}; this needs {needed}."
+        raise NotAllowed(message, "Ask an admin for a key with that role.")
+    return caller
+
+
+async def _worker_of(plane: ControlPlane, token: str) -> Caller | None:
+    if not token.startswith("mnw_"):
+        return None
+    token_hash = hash_secret(token)
+    who = plane.scheduler.tokens.get(token_hash)
+    if who is None:
+        who = await plane.store.read(lambda connection: executions.identity(connection, token))
+        if who is None:
+            return None
+        plane.scheduler.tokens[token_hash] = who
+    return Caller(who.worker_id, "worker", who)
+
+
+async def _read_body(endpoint: Endpoint, request: Request) -> Any:
+    if endpoint.body is None:
+        return None
+    try:
+        return wire.loads(endpoint.body, await _bytes_of(request))
+    except (ValueError, RecursionError) as error:
+        message = f"The request's body cannot be read: {error}."
+        raise InvalidRequest(message) from error
+
+
+async def _bytes_of(request: Request) -> bytes:
+    parts = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            message = f"The request's body is over {MAX_BODY_BYTES} bytes."
+            raise InvalidRequest(message)
+        parts.append(part)
+    body = b"".join(parts)
+    if _ESCAPES.search(body) and not _storable(body):
+        message = "The request's text holds a NUL character or half of a surrogate pair."
+        raise InvalidRequest(message)
+    return body
+
+
+_ESCAPES = re.compile(rb"\\u(0000|[dD][89a-fA-F])")
+
+
+def _storable(body: bytes) -> bool:
+    """Whether every string in it can be stored. jsonpickle's text escapes such characters once more, and may."""
+    text = json.dumps(json.loads(body), ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\\u0000" not in text.replace("\\\\", "")
+
+
+async def until(
+    plane: ControlPlane, keys: list[str], wait_s: float, look: Callable[[], Awaitable[tuple[bool, Any]]]
+) -> Any:
+    """What ``look`` finds, as soon as it says that it is worth an answer, after ``wait_s``, or when the server stops.
+
+    Subscribes before it looks, so that no change between the two is missed.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        with plane.store.changes.subscribe(*keys) as event:
+            done, found = await look()
+            left_s = deadline - time.monotonic()
+            if done or left_s <= 0 or plane.store.changes.stopping:
+                return found
+            try:
+                await asyncio.wait_for(event.wait(), left_s)
+            except TimeoutError:
+                return found
+
+
+class Border:
+    """Around the whole application: refuses foreign Host headers, and says which version answers.
+
+    A web page can make a browser send requests to loopback, under a name of its own that resolves there; without a
+    known Host header nothing is answered (DNS rebinding).
+    """
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI call."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_version(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"multinode-version", __version__.encode()))
+            await send(message)
+
+        host = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"host"), "")
+        if self._hosts and host.lower() not in self._hosts:
+            message = f"The Host header {host!r:.100} is not one of this control plane's."
+            refused = error_response(NotAllowed(message, "Use its own URL."))
+            await refused(scope, receive, send_with_version)
+            return
+        await self._app(scope, receive, send_with_version)

@@ -1,0 +1,133 @@
+"""Routes of projects: environments, bundles, describe, register, list, roll back, delete."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.responses import FileResponse, Response, StreamingResponse
+
+from multinode import wire
+from multinode.errors import BundleNotFound, NotAllowed
+from multinode_control_plane.api.calls import Call, until
+from multinode_control_plane.api.output import with_heartbeats
+from multinode_control_plane.service import deployments as cases
+from multinode_control_plane.service import rows
+
+
+async def list_projects(call: Call) -> list[wire.ProjectInfo]:
+    """GET /v1/projects"""
+    return await call.plane.store.read(cases.list_projects)
+
+
+async def get_project(call: Call) -> wire.ProjectDetail:
+    """GET /v1/projects/{project}"""
+    project = call.path("project")
+    return await call.plane.store.read(
+        lambda connection: cases.describe_project(connection, project)
+    )
+
+
+async def get_version(call: Call) -> wire.VersionInfo:
+    """GET /v1/projects/{project}/versions/{version}"""
+    project, version = call.path("project"), call.path("version")
+    if call.caller.within not in (None, project):
+        message = "A worker sees its own project only."
+        raise NotAllowed(message)
+    return await call.plane.store.read(
+        lambda connection: cases.describe_version(connection, project, version)
+    )
+
+
+async def make_latest(call: Call) -> wire.VersionItem:
+    """PUT /v1/projects/{project}/latest"""
+    project, version_id = call.path("project"), call.body.version_id
+    return await call.plane.store.write(lambda tx: cases.make_latest(tx, project, version_id))
+
+
+async def delete(call: Call) -> Any:
+    """DELETE /v1/projects/{project}"""
+    project = call.path("project")
+    await call.plane.store.write(lambda tx: cases.delete(tx, project))
+
+    async def look() -> tuple[bool, wire.DeletedProject]:
+        left = await call.plane.store.read(lambda connection: cases.in_flight(connection, project))
+        return left is None, wire.DeletedProject(project, left is None, left or 0)
+
+    return await until(call.plane, [f"project:{project}"], call.wait_s, look)
+
+
+async def build_environment(call: Call) -> StreamingResponse:
+    """POST /v1/projects/{project}/environments"""
+    cases.check_name(call.path("project"))
+
+    async def events() -> AsyncIterator[wire.BuildEvent]:
+        async for event in call.plane.runner.build(call.body):
+            if event.environment is not None:
+                made = event.environment
+                await call.plane.store.write(lambda tx: cases.save_environment(tx, made))
+            yield event
+
+    return StreamingResponse(with_heartbeats(events()), media_type="application/x-ndjson")
+
+
+async def put_bundle(call: Call) -> wire.Empty:
+    """PUT /v1/bundles/{sha256}"""
+    await call.plane.bundles.save(call.path("digest"), call.request.stream())
+    return wire.Empty()
+
+
+async def get_bundle(call: Call) -> Response:
+    """GET and HEAD /v1/bundles/{sha256}"""
+    digest = call.path("digest")
+    path = call.plane.bundles.path(digest)
+    if path is None:
+        message = f"There is no bundle {digest!r:.80}."
+        raise BundleNotFound(message, "Deploy again: it will be uploaded.")
+    if call.caller.worker is not None:
+        await _check_own_bundle(call, digest)
+    return FileResponse(path, media_type="application/gzip")
+
+
+async def _check_own_bundle(call: Call, digest: str) -> None:
+    who = call.caller.worker
+    assert who is not None
+    describe = call.plane.scheduler.describes.get(who.worker_id)
+    if describe is not None:
+        own = describe.request.bundle_digest
+    else:
+        own = await call.plane.store.read(
+            lambda connection: rows.version(
+                connection, rows.project(connection, who.project), who.version_id
+            ).bundle_digest
+        )
+    if own != digest:
+        message = "A worker may fetch the bundle of its own version only."
+        raise NotAllowed(message)
+
+
+async def describe(call: Call) -> wire.DescribeAnswer:
+    """POST /v1/projects/{project}/describe"""
+    project, request = call.path("project"), call.body
+    cases.check_name(project)
+    before = await call.plane.store.read(
+        lambda connection: (
+            cases.environment(connection, request.environment_digest),
+            cases.described_before(connection, call.plane.context, request),
+        )
+    )
+    if before[1] is not None:
+        return wire.DescribeAnswer(before[1])
+    if call.plane.bundles.path(request.bundle_digest) is None:
+        message = f"There is no bundle {request.bundle_digest!r:.80}."
+        raise BundleNotFound(message, "Deploy again: it will be uploaded.")
+    return wire.DescribeAnswer(await call.plane.scheduler.describe(project, request))
+
+
+async def register(call: Call) -> wire.RegisterAnswer:
+    """POST /v1/projects/{project}/versions"""
+    plane, project, request = call.plane, call.path("project"), call.body
+    has_bundle = plane.bundles.path(request.bundle_digest) is not None
+    return await plane.store.write(
+        lambda tx: cases.register(tx, plane.context, project, request, has_bundle=has_bundle)
+    )

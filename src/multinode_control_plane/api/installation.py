@@ -1,0 +1,86 @@
+"""Routes of the installation itself: health, server, keys."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import sqlalchemy as sa
+
+from multinode import wire
+from multinode.errors import InvalidRequest
+from multinode_control_plane import __version__, model
+from multinode_control_plane.api.calls import Call
+from multinode_control_plane.service import access, deployments
+
+STOP_MODES = ("drain", "now", "restart")
+
+
+async def health(_call: Call) -> dict[str, str]:
+    """GET /healthz"""
+    return {"status": "ok"}
+
+
+async def server(call: Call) -> wire.ServerInfo:
+    """GET /v1/server"""
+    plane = call.plane
+
+    def count(connection: sa.Connection) -> tuple[int, int]:
+        workers = connection.execute(
+            sa.select(sa.func.count()).where(model.workers.c.gone_at.is_(None))
+        ).scalar_one()
+        in_flight = sum(item.in_flight for item in deployments.list_projects(connection))
+        return workers, in_flight
+
+    workers, in_flight = await plane.store.read(count)
+    capacity = plane.context.settings.capacity
+    return wire.ServerInfo(
+        version=__version__,
+        runner=plane.runner.name,
+        database=plane.database_name,
+        pid=os.getpid(),
+        started_at=model.to_time(plane.started_at),
+        key_name=call.caller.name,
+        role=call.caller.role,
+        workers=workers,
+        in_flight=in_flight,
+        cpu_capacity=capacity.cpu,
+        memory_capacity_mib=capacity.memory_mib,
+        enforces=list(plane.runner.enforces),
+        clock=model.to_time(time.time()),
+    )
+
+
+async def stop(call: Call) -> wire.Empty:
+    """POST /v1/server/stop"""
+    if call.body.mode not in STOP_MODES:
+        message = f"There is no mode {call.body.mode!r:.50}."
+        raise InvalidRequest(message, f"One of: {', '.join(STOP_MODES)}.")
+    call.plane.stop(call.body.mode)
+    return wire.Empty()
+
+
+async def list_keys(call: Call) -> list[wire.KeyInfo]:
+    """GET /v1/keys"""
+    return await call.plane.store.read(access.list_keys)
+
+
+async def create_key(call: Call) -> wire.KeyInfo:
+    """POST /v1/keys"""
+    request = call.body
+    made = await call.plane.store.write(lambda tx: access.create_key(tx, request))
+    await _reload_keys(call.plane)
+    return made
+
+
+async def revoke_key(call: Call) -> wire.KeyInfo:
+    """DELETE /v1/keys/{name}"""
+    name = call.path("name")
+    revoked = await call.plane.store.write(lambda tx: access.revoke_key(tx, name))
+    await _reload_keys(call.plane)
+    return revoked
+
+
+async def _reload_keys(plane: Any) -> None:
+    plane.keys = await plane.store.read(access.callers)

@@ -1,0 +1,143 @@
+"""Routes of invocations: start, get, list, wait, values, logs, cancel, retry."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from starlette.responses import StreamingResponse
+
+from multinode import wire
+from multinode.errors import InvalidRequest
+from multinode_control_plane import decide
+from multinode_control_plane.api.calls import MAX_WAIT_S, Call, until
+from multinode_control_plane.api.output import follow_logs, read_logs, with_heartbeats
+from multinode_control_plane.service import invocations as cases
+
+MAX_WAITED_FOR = 10_000
+
+
+async def start(call: Call) -> wire.StartAnswer:
+    """POST …/functions/{function}/invocations"""
+    project, function, request = call.path("project"), call.path("function"), call.body
+    return await call.plane.store.write(lambda tx: cases.start(tx, project, function, request))
+
+
+async def get(call: Call) -> Any:
+    """GET /v1/invocations/{id}"""
+    invocation_id, known = call.path("id"), int(call.number("revision"))
+
+    async def look() -> tuple[bool, wire.InvocationInfo]:
+        found = await call.plane.store.read(
+            lambda connection: cases.get(
+                connection, invocation_id, time.time(), call.caller.within
+            )
+        )
+        over = decide.is_final(found.status) and found.terminated
+        return found.revision != known or over, found
+
+    return await until(call.plane, [f"inv:{invocation_id}"], call.wait_s, look)
+
+
+async def wait(call: Call) -> Any:
+    """POST /v1/invocations/wait"""
+    ids: list[str] = call.body.invocation_ids
+    if not 1 <= len(ids) <= MAX_WAITED_FOR:
+        message = f"A request waits for 1 to {MAX_WAITED_FOR} invocations, not {len(ids)}."
+        raise InvalidRequest(message)
+
+    async def look() -> tuple[bool, wire.WaitAnswer]:
+        found = await call.plane.store.read(
+            lambda connection: cases.ended(connection, ids, time.time(), call.caller.within)
+        )
+        return bool(found), wire.WaitAnswer(found)
+
+    wait_s = min(call.body.wait_s, MAX_WAIT_S)
+    return await until(call.plane, [f"inv:{item}" for item in ids], wait_s, look)
+
+
+async def values(call: Call) -> Any:
+    """GET /v1/invocations/{id}/values"""
+    invocation_id, after = call.path("id"), int(call.number("after"))
+
+    async def look() -> tuple[bool, wire.ValuesAnswer]:
+        found = await call.plane.store.read(
+            lambda connection: cases.values_after(
+                connection, invocation_id, after, call.caller.within
+            )
+        )
+        return bool(found.values) or found.ended, found
+
+    return await until(call.plane, [f"inv:{invocation_id}"], call.wait_s, look)
+
+
+async def page(call: Call) -> wire.InvocationList:
+    """GET /v1/invocations"""
+    project = call.query("project") or call.caller.within
+    if call.caller.within not in (None, project):
+        message = "A worker sees the invocations of its own project only."
+        raise InvalidRequest(message)
+    return await call.plane.store.read(
+        lambda connection: cases.page(
+            connection,
+            time.time(),
+            project=project,
+            function=call.query("function"),
+            version_id=call.query("version_id"),
+            status=call.query("status"),
+            in_flight=call.flag("in_flight"),
+            offset=call.query("offset"),
+        )
+    )
+
+
+async def detail(call: Call) -> wire.InvocationDetail:
+    """GET /v1/invocations/{id}/detail"""
+    invocation_id = call.path("id")
+    return await call.plane.store.read(
+        lambda connection: cases.detail(connection, invocation_id, time.time())
+    )
+
+
+async def logs(call: Call) -> StreamingResponse:
+    """GET /v1/invocations/{id}/logs"""
+    invocation_id = call.path("id")
+    known = await call.plane.store.read(
+        lambda connection: cases.execution_ids(connection, invocation_id)
+    )
+    attempt = int(call.number("attempt")) or None
+    tail = int(call.number("tail")) if call.query("tail") else None
+    since_s = call.number("since_s") or None
+    if call.flag("follow"):
+        records = follow_logs(call.plane, invocation_id, tail=tail, since_s=since_s, attempt=attempt)
+    else:
+        records = read_logs(call.plane, known, tail=tail, since_s=since_s, attempt=attempt)
+    return StreamingResponse(with_heartbeats(records), media_type="application/x-ndjson")
+
+
+async def cancel(call: Call) -> wire.InvocationInfo:
+    """POST /v1/invocations/{id}/cancel"""
+    invocation_id, within = call.path("id"), call.caller.within
+    await call.plane.store.write(lambda tx: cases.cancel(tx, [invocation_id], within=within))
+    return await call.plane.store.read(
+        lambda connection: cases.get(connection, invocation_id, time.time(), within)
+    )
+
+
+async def cancel_many(call: Call) -> wire.CancelAnswer:
+    """POST /v1/cancel"""
+    request: wire.CancelRequest = call.body
+    if (request.invocation_ids is None) == (request.project is None):
+        message = "Either invocation_ids or a project is needed."
+        raise InvalidRequest(message)
+    if request.invocation_ids is not None:
+        ids = request.invocation_ids
+        return await call.plane.store.write(lambda tx: cases.cancel(tx, ids))
+    project, function = request.project or "", request.function
+    return await call.plane.store.write(lambda tx: cases.cancel_all(tx, project, function))
+
+
+async def retry(call: Call) -> wire.StartAnswer:
+    """POST /v1/invocations/{id}/retry"""
+    invocation_id = call.path("id")
+    return await call.plane.store.write(lambda tx: cases.retry(tx, invocation_id))

@@ -1,0 +1,97 @@
+"""All routes as data, and the application made from them."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from multinode import wire
+from multinode.errors import InvalidRequest, NotFound
+from multinode_control_plane.api import deployments, installation, invocations, workers
+from multinode_control_plane.api.calls import (
+    Border,
+    ControlPlane,
+    Endpoint,
+    error_response,
+    make_handler,
+)
+
+PROJECT = "/v1/projects/{project}"
+INVOCATION = "/v1/invocations/{id}"
+
+ENDPOINTS = (
+    Endpoint("GET", "/healthz", installation.health, public=True),
+    Endpoint("GET", "/v1/server", installation.server, role="read"),
+    Endpoint("POST", "/v1/server/stop", installation.stop, wire.StopRequest, role="admin"),
+    Endpoint("GET", "/v1/keys", installation.list_keys, role="admin"),
+    Endpoint("POST", "/v1/keys", installation.create_key, wire.KeyRequest, role="admin"),
+    Endpoint("DELETE", "/v1/keys/{name}", installation.revoke_key, role="admin"),
+    Endpoint("GET", "/v1/projects", deployments.list_projects, role="read"),
+    Endpoint("GET", PROJECT, deployments.get_project, role="read"),
+    Endpoint("DELETE", PROJECT, deployments.delete, role="deploy"),
+    Endpoint("PUT", PROJECT + "/latest", deployments.make_latest, wire.LatestRequest, "deploy"),
+    Endpoint(
+        "POST",
+        PROJECT + "/environments",
+        deployments.build_environment,
+        wire.BuildRequest,
+        role="deploy",
+    ),
+    Endpoint(
+        "POST", PROJECT + "/describe", deployments.describe, wire.DescribeRequest, role="deploy"
+    ),
+    Endpoint(
+        "POST", PROJECT + "/versions", deployments.register, wire.RegisterRequest, role="deploy"
+    ),
+    Endpoint(
+        "GET", PROJECT + "/versions/{version}", deployments.get_version, role="read", worker=True
+    ),
+    Endpoint("GET", "/v1/bundles/{digest}", deployments.get_bundle, role="deploy", worker=True),
+    Endpoint("PUT", "/v1/bundles/{digest}", deployments.put_bundle, role="deploy"),
+    Endpoint(
+        "POST",
+        PROJECT + "/functions/{function}/invocations",
+        invocations.start,
+        wire.StartRequest,
+        role="invoke",
+        worker=True,
+    ),
+    Endpoint("GET", "/v1/invocations", invocations.page, role="read", worker=True),
+    Endpoint(
+        "POST", "/v1/invocations/wait", invocations.wait, wire.WaitRequest, "read", worker=True
+    ),
+    Endpoint("GET", INVOCATION, invocations.get, role="read", worker=True),
+    Endpoint("GET", INVOCATION + "/detail", invocations.detail, role="read"),
+    Endpoint("GET", INVOCATION + "/values", invocations.values, role="read", worker=True),
+    Endpoint("GET", INVOCATION + "/logs", invocations.logs, role="read"),
+    Endpoint("POST", INVOCATION + "/cancel", invocations.cancel, role="invoke", worker=True),
+    Endpoint("POST", INVOCATION + "/retry", invocations.retry, role="invoke"),
+    Endpoint("POST", "/v1/cancel", invocations.cancel_many, wire.CancelRequest, role="invoke"),
+    Endpoint(
+        "POST", "/v1/worker/exchange", workers.exchange, wire.ExchangeRequest, public=True
+    ),
+    Endpoint("POST", "/v1/worker/claim", workers.claim, wire.Claim, worker=True),
+    Endpoint("POST", "/v1/worker/report", workers.report, wire.Report, worker=True),
+    Endpoint("POST", "/v1/worker/watch", workers.watch, wire.Watch, worker=True),
+    Endpoint("POST", "/v1/worker/described", workers.described, wire.Described, worker=True),
+)
+
+
+def make_app(plane: ControlPlane, hosts: frozenset[str]) -> Border:
+    """The ASGI application. ``hosts`` are the Host headers that it answers to; none: any."""
+    routes = [
+        Route(item.path, make_handler(plane, item), methods=[item.method]) for item in ENDPOINTS
+    ]
+    return Border(Starlette(routes=routes, exception_handlers={HTTPException: _no_route}), hosts)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return error_response(NotFound(f"There is nothing at {request.url.path!r:.200}."))
+    refused = error_response(InvalidRequest(f"{request.method} is not for {request.url.path}."))
+    refused.status_code = error.status_code
+    return refused

@@ -1,0 +1,68 @@
+"""Routes of workers: exchange, claim, report, watch, described. Each word of a worker renews its lease."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multinode import wire
+from multinode_control_plane.api.calls import MAX_WAIT_S, Call, until
+from multinode_control_plane.service import executions as cases
+from multinode_control_plane.service.executions import WorkerIdentity, hash_secret
+
+
+async def exchange(call: Call) -> wire.Assignment:
+    """POST /v1/worker/exchange"""
+    plane, request = call.plane, call.body
+    assignment = plane.scheduler.exchange_describe(request)
+    if assignment is not None:
+        who = WorkerIdentity(request.worker_id, assignment.project, "", "")
+    else:
+        assignment, who = await plane.store.write(
+            lambda tx: cases.exchange(tx, plane.context, request)
+        )
+        plane.scheduler.heard(request.worker_id)
+    plane.scheduler.tokens[hash_secret(assignment.token)] = who
+    return assignment
+
+
+async def claim(call: Call) -> wire.Order:
+    """POST /v1/worker/claim"""
+    who, request = _heard(call), call.body
+    return await call.plane.store.write(lambda tx: cases.claim(tx, who, request))
+
+
+async def report(call: Call) -> wire.Order:
+    """POST /v1/worker/report"""
+    who, request, plane = _heard(call), call.body, call.plane
+    return await plane.store.write(lambda tx: cases.report(tx, plane.context, who, request))
+
+
+async def watch(call: Call) -> Any:
+    """POST /v1/worker/watch"""
+    who, request, plane = _heard(call), call.body, call.plane
+
+    async def look() -> tuple[bool, wire.Order]:
+        found = await plane.store.read(lambda connection: cases.watch(connection, who, request))
+        return found.order is not None, found
+
+    plane.scheduler.heard(who.worker_id, opened=1)
+    try:
+        wait_s = min(request.wait_s, MAX_WAIT_S)
+        return await until(plane, [f"worker:{who.worker_id}"], wait_s, look)
+    finally:
+        plane.scheduler.heard(who.worker_id, opened=-1)
+
+
+async def described(call: Call) -> wire.Empty:
+    """POST /v1/worker/described"""
+    who = call.caller.worker
+    assert who is not None
+    call.plane.scheduler.described(who.worker_id, call.body)
+    return wire.Empty()
+
+
+def _heard(call: Call) -> WorkerIdentity:
+    who = call.caller.worker
+    assert who is not None
+    call.plane.scheduler.heard(who.worker_id)
+    return who

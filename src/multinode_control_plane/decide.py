@@ -1,0 +1,183 @@
+"""What follows from what: pure functions of snapshots and the time. No clock, no store, no randomness of its own.
+
+The table that these functions implement is in `docs/architecture.md`; the tests go through it line by line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from multinode.limits import MAX_RETRY_DELAY_S
+from multinode.wire import (
+    CANCELLED,
+    CANCELLING,
+    FAILED,
+    FINAL_STATUSES,
+    PENDING,
+    SUCCEEDED,
+    TIMED_OUT,
+    ExecutionEnd,
+    FunctionError,
+    FunctionSettings,
+)
+
+NOT_MADE_FIRST_DELAY_S = 1.0
+NOT_MADE_MAX_DELAY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What becomes of an invocation when an execution of it has ended.
+
+    ``due_at`` is set where it is PENDING again; ``failed`` says that the attempt counts as a failed one.
+    """
+
+    status: str
+    error: FunctionError | None
+    due_at: float | None = None
+    failed: bool = False
+
+
+def settle(
+    *,
+    status: str,
+    end: ExecutionEnd,
+    failed_before: int,
+    settings: FunctionSettings,
+    now: float,
+    jitter: float,
+) -> Settled:
+    """What becomes of an invocation in ``status`` whose execution ended with ``end``.
+
+    ``failed_before`` counts earlier failed attempts; ``jitter`` is random in [0, 1).
+    """
+    if end.outcome == "succeeded":
+        return Settled(SUCCEEDED, None)
+    if end.outcome == "timed_out":
+        return Settled(TIMED_OUT, end.error)
+    if end.outcome == "cancelled":
+        return Settled(CANCELLED, end.error)
+    if status == CANCELLING:
+        return Settled(CANCELLED if end.outcome == "lost" else FAILED, end.error, failed=True)
+    if end.retryable and failed_before < settings.max_retries:
+        delay_s = retry_delay(settings.retry_delay_s, failed_before, jitter)
+        return Settled(PENDING, end.error, due_at=now + delay_s, failed=True)
+    return Settled(FAILED, end.error, failed=True)
+
+
+def retry_delay(first_s: float, failed_before: int, jitter: float) -> float:
+    """Seconds before the next attempt: doubles each time up to an hour, less up to a fifth by ``jitter``,
+
+    so that many that failed together do not come back together. The first is never shorter than asked for.
+    """
+    doubled: float = min(first_s * 2.0 ** min(failed_before, 40), MAX_RETRY_DELAY_S)
+    return doubled if failed_before == 0 else doubled * (1 - 0.2 * jitter)
+
+
+def not_made_delay(times_before: int) -> float:
+    """Seconds before a worker that could not be made is tried again: 1, 2, 4 … up to 60."""
+    return float(min(NOT_MADE_FIRST_DELAY_S * 2.0 ** min(times_before, 10), NOT_MADE_MAX_DELAY_S))
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A ready invocation at the head of its function's queue, and what a worker for it takes."""
+
+    seq: int
+    invocation_id: str
+    queue: tuple[str, str]
+    cpu: float
+    memory_mib: int
+
+
+@dataclass(frozen=True)
+class Room:
+    """What is left of the machine."""
+
+    cpu: float
+    memory_mib: int
+
+    def fits(self, waiting: Waiting, whole_cpu: float) -> bool:
+        """Whether there is room; a function that asks for more cpu than the machine has gets all of it."""
+        return (
+            min(waiting.cpu, whole_cpu) <= self.cpu + 1e-9 and waiting.memory_mib <= self.memory_mib
+        )
+
+    def less(self, waiting: Waiting, whole_cpu: float) -> Room:
+        """The room that is left when a worker for it is there."""
+        return Room(self.cpu - min(waiting.cpu, whole_cpu), self.memory_mib - waiting.memory_mib)
+
+
+def admit(waiting: Iterable[Waiting], room: Room, whole_cpu: float) -> list[Waiting]:
+    """Those that get a worker now: oldest first, each queue's already cut to its free slots.
+
+    The first one that does not fit ends it: if younger, smaller ones went ahead, it could wait for ever.
+    """
+    admitted = []
+    for candidate in sorted(waiting, key=lambda item: item.seq):
+        if not room.fits(candidate, whole_cpu):
+            break
+        admitted.append(candidate)
+        room = room.less(candidate, whole_cpu)
+    return admitted
+
+
+@dataclass(frozen=True)
+class PendingFacts:
+    """What the reason of a PENDING invocation is made from. ``worker_state`` is that of its live worker, if any."""
+
+    waiting: str | None
+    due_at: float | None
+    note: str | None
+    failed_attempts: int
+    worker_state: str | None
+    slots_used: int
+    max_concurrency: int
+
+
+def pending_reason(facts: PendingFacts, now: float) -> str:
+    """Why an invocation is not running yet, in the words of SPEC's states."""
+    if facts.worker_state == "requested":
+        return "starting a worker"
+    if facts.worker_state == "accepted":
+        return "waiting for its worker to come up"
+    if facts.worker_state == "ready":
+        return "importing main.py"
+    if facts.waiting == "delayed" and facts.due_at is not None:
+        left_s = max(0, round(facts.due_at - now))
+        if facts.note:
+            return f"{facts.note} (next try in {left_s} s)"
+        if facts.failed_attempts:
+            return f"retry in {left_s} s"
+        return "delayed until " + _utc(facts.due_at)
+    if facts.slots_used >= facts.max_concurrency:
+        return f"waiting for max_concurrency ({facts.slots_used} of {facts.max_concurrency} in use)"
+    return "waiting for room on this machine"
+
+
+def _utc(seconds: float) -> str:
+    from datetime import datetime, timezone
+
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def changes(
+    before: Sequence[tuple[str, FunctionSettings]], after: Sequence[tuple[str, FunctionSettings]]
+) -> list[str]:
+    """What differs between two versions' functions, in words, in the order of ``after``."""
+    old, new = dict(before), dict(after)
+    found = [f"function {name}: added" for name in new if name not in old]
+    for name in new:
+        if name in old:
+            pairs = [
+                (field, getattr(old[name], field), getattr(new[name], field))
+                for field in FunctionSettings.__dataclass_fields__
+            ]
+            found += [f"function {name}: {field} {a} → {b}" for field, a, b in pairs if a != b]
+    return found + [f"function {name}: removed" for name in old if name not in new]
+
+
+def is_final(status: str) -> bool:
+    """Whether an invocation never leaves this status."""
+    return status in FINAL_STATUSES

@@ -1,0 +1,284 @@
+"""The tables, the words of the states, and which state may follow which.
+
+Times are POSIX seconds as floats (UTC). This module says what is stored; who may change it, and when, is
+`service`'s business. The expand-and-contract steps between releases are in `migrations`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime, timezone
+
+import sqlalchemy as sa
+
+from multinode.wire import (
+    CANCELLED,
+    CANCELLING,
+    FAILED,
+    FINAL_STATUSES,
+    PENDING,
+    RUNNING,
+    SUCCEEDED,
+    TIMED_OUT,
+)
+
+READY, DELAYED = "ready", "delayed"
+"""What a PENDING invocation without a live execution waits for: a slot and room, or its time (`due_at`)."""
+
+STARTING, STARTED, ENDED = "starting", "running", "ended"
+"""States of an execution."""
+
+REQUESTED, ACCEPTED, EXCHANGED, GONE = "requested", "accepted", "ready", "gone"
+"""States of a worker."""
+
+TRANSITIONS: dict[str, frozenset[str]] = {
+    PENDING: frozenset({PENDING, RUNNING, CANCELLED, TIMED_OUT, FAILED}),
+    RUNNING: frozenset({PENDING, CANCELLING, SUCCEEDED, FAILED, CANCELLED, TIMED_OUT}),
+    CANCELLING: frozenset({SUCCEEDED, FAILED, CANCELLED, TIMED_OUT}),
+    **{status: frozenset() for status in FINAL_STATUSES},
+}
+"""The statuses that may follow each; the table with its events is in `docs/architecture.md`."""
+
+metadata = sa.MetaData()
+
+keys = sa.Table(
+    "keys",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("hash", sa.Text, nullable=False, unique=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("revoked_at", sa.Float),
+)
+
+projects = sa.Table(
+    "projects",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("latest_version_id", sa.Text, nullable=False),
+    sa.Column("deleting_at", sa.Float),
+)
+
+environments = sa.Table(
+    "environments",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("info", sa.JSON, nullable=False),
+)
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("version_id", sa.Text, primary_key=True),
+    sa.Column("project", sa.Text, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("environment_digest", sa.Text, nullable=False),
+    sa.Column("bundle_digest", sa.Text, nullable=False),
+    sa.Column("dotenv", sa.LargeBinary, nullable=False),
+    sa.Column("dotenv_names", sa.JSON, nullable=False),
+    sa.Column("content_key", sa.Text, nullable=False),
+    sa.Column("describe_key", sa.Text, nullable=False, index=True),
+    sa.UniqueConstraint("project", "content_key"),
+    sa.UniqueConstraint("project", "number"),
+)
+
+functions = sa.Table(
+    "functions",
+    metadata,
+    sa.Column("version_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("description", sa.JSON, nullable=False),
+)
+
+queues = sa.Table(
+    "queues",
+    metadata,
+    sa.Column("project", sa.Text, primary_key=True),
+    sa.Column("function", sa.Text, primary_key=True),
+    sa.Column("max_concurrency", sa.Integer, nullable=False),
+    sa.Column("ready", sa.Integer, nullable=False, default=0),
+    sa.Column("workers", sa.Integer, nullable=False, default=0),
+    sa.Index(
+        "queues_ready",
+        "ready",
+        sqlite_where=sa.text("ready > 0"),
+        postgresql_where=sa.text("ready > 0"),
+    ),
+)
+"""One row for each function over all its versions: how many invocations are ready, how many workers hold a slot."""
+
+invocations = sa.Table(
+    "invocations",
+    metadata,
+    sa.Column("seq", sa.Integer().with_variant(sa.BigInteger, "postgresql"), primary_key=True),
+    sa.Column("invocation_id", sa.Text, nullable=False, unique=True),
+    sa.Column("project", sa.Text, nullable=False),
+    sa.Column("function", sa.Text, nullable=False),
+    sa.Column("version_id", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("waiting", sa.Text),
+    sa.Column("due_at", sa.Float),
+    sa.Column("queue_deadline_at", sa.Float),
+    sa.Column("pending_note", sa.Text),
+    sa.Column("not_made", sa.Integer, nullable=False, default=0),
+    sa.Column("num_failed_attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("input", sa.Text, nullable=False),
+    sa.Column("result", sa.Text),
+    sa.Column("error", sa.JSON),
+    sa.Column("num_values", sa.Integer, nullable=False, default=0),
+    sa.Column("values_kept", sa.Integer, nullable=False, default=0),
+    sa.Column("values_bytes", sa.Integer, nullable=False, default=0),
+    sa.Column("parent_id", sa.Text),
+    sa.Column("request_key", sa.Text),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("cancel_requested_at", sa.Float),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("started_at", sa.Float),
+    sa.Column("finished_at", sa.Float),
+    sa.Column("terminated", sa.Boolean, nullable=False, default=False),
+    sa.Column("revision", sa.Integer, nullable=False, default=1),
+    sa.Index("invocations_function", "project", "function", "seq"),
+    sa.Index(
+        "invocations_parent",
+        "parent_id",
+        sqlite_where=sa.text("parent_id IS NOT NULL"),
+        postgresql_where=sa.text("parent_id IS NOT NULL"),
+    ),
+    sa.Index(
+        "invocations_request",
+        "request_key",
+        sqlite_where=sa.text("request_key IS NOT NULL"),
+        postgresql_where=sa.text("request_key IS NOT NULL"),
+    ),
+    sa.Index(
+        "invocations_idempotency",
+        "project",
+        "function",
+        "idempotency_key",
+        sqlite_where=sa.text("idempotency_key IS NOT NULL"),
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    ),
+    sa.Index(
+        "invocations_ready",
+        "project",
+        "function",
+        "seq",
+        sqlite_where=sa.text("waiting = 'ready'"),
+        postgresql_where=sa.text("waiting = 'ready'"),
+    ),
+    sa.Index(
+        "invocations_due",
+        "due_at",
+        sqlite_where=sa.text("waiting = 'delayed'"),
+        postgresql_where=sa.text("waiting = 'delayed'"),
+    ),
+    sa.Index(
+        "invocations_deadline",
+        "queue_deadline_at",
+        sqlite_where=sa.text("queue_deadline_at IS NOT NULL"),
+        postgresql_where=sa.text("queue_deadline_at IS NOT NULL"),
+    ),
+    sa.Index(
+        "invocations_in_flight",
+        "project",
+        "seq",
+        sqlite_where=sa.text("finished_at IS NULL"),
+        postgresql_where=sa.text("finished_at IS NULL"),
+    ),
+    sa.Index(
+        "invocations_not_terminated",
+        "project",
+        sqlite_where=sa.text("NOT terminated"),
+        postgresql_where=sa.text("NOT terminated"),
+    ),
+    sqlite_autoincrement=True,
+)
+
+executions = sa.Table(
+    "executions",
+    metadata,
+    sa.Column("execution_id", sa.Text, primary_key=True),
+    sa.Column("invocation_id", sa.Text, nullable=False, index=True),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("worker_id", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("outcome", sa.Text),
+    sa.Column("error", sa.JSON),
+    sa.Column("exit_code", sa.Integer),
+    sa.Column("signal", sa.Integer),
+    sa.Column("peak_memory_bytes", sa.BigInteger),
+    sa.Column("run_ms", sa.Float),
+    sa.Column("import_ms", sa.Float),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("started_at", sa.Float),
+    sa.Column("ended_at", sa.Float),
+)
+
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("worker_id", sa.Text, primary_key=True),
+    sa.Column("execution_id", sa.Text, nullable=False),
+    sa.Column("invocation_id", sa.Text, nullable=False, index=True),
+    sa.Column("project", sa.Text, nullable=False),
+    sa.Column("function", sa.Text, nullable=False),
+    sa.Column("version_id", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("cpu", sa.Float, nullable=False),
+    sa.Column("memory_mib", sa.Integer, nullable=False),
+    sa.Column("claim_code_hash", sa.Text, nullable=False),
+    sa.Column("nonce", sa.Text),
+    sa.Column("token_hash", sa.Text),
+    sa.Column("unreachable", sa.Boolean, nullable=False, default=False),
+    sa.Column("deadline_at", sa.Float),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("accepted_at", sa.Float),
+    sa.Column("ready_at", sa.Float),
+    sa.Column("gone_at", sa.Float),
+    sa.Index(
+        "workers_alive",
+        "worker_id",
+        sqlite_where=sa.text("gone_at IS NULL"),
+        postgresql_where=sa.text("gone_at IS NULL"),
+    ),
+    sa.Index(
+        "workers_deadline",
+        "deadline_at",
+        sqlite_where=sa.text("deadline_at IS NOT NULL"),
+        postgresql_where=sa.text("deadline_at IS NOT NULL"),
+    ),
+    sa.Index(
+        "workers_token",
+        "token_hash",
+        sqlite_where=sa.text("token_hash IS NOT NULL"),
+        postgresql_where=sa.text("token_hash IS NOT NULL"),
+    ),
+)
+
+values = sa.Table(
+    "yielded_values",
+    metadata,
+    sa.Column("invocation_id", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("value", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+
+def new_id(prefix: str) -> str:
+    """A new id: ``inv``, ``exe``, ``wrk`` or ``ver``, then 32 random hexadecimal digits."""
+    return f"{prefix}-{secrets.token_hex(16)}"
+
+
+def to_time(seconds: float) -> str:
+    """POSIX seconds as the wire's time."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
+
+
+def to_time_or_none(seconds: float | None) -> str | None:
+    """`to_time`, with None for None."""
+    return None if seconds is None else to_time(seconds)

@@ -1,0 +1,311 @@
+"""Between the store and the runner: carries out what was committed, and tells the store what became of it.
+
+Woken by changes and by one timer for the next thing that is due, never by a clock that ticks. `tick` runs inside of the
+writer's transaction; everything else runs on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from multinode import wire
+from multinode.errors import ClaimRefused, ImportFailed, by_code
+from multinode_control_plane import model
+from multinode_control_plane.runners import Runner, WorkerEnd, WorkerLaunch, WorkerNotMadeError
+from multinode_control_plane.service import executions
+from multinode_control_plane.service.actions import (
+    ForgetWorker,
+    RemoveLogs,
+    SetTimer,
+    StartWorker,
+    StopWorker,
+)
+from multinode_control_plane.service.dotenv import INTERPRETER_PREFIXES
+from multinode_control_plane.service.executions import Context, WorkerIdentity
+from multinode_control_plane.store import Store, Transaction
+
+log = logging.getLogger(__name__)
+
+DESCRIBE_TIMEOUT_S = 300.0
+UNREACHABLE_GRACE_S = 10.0
+
+
+@dataclass
+class Describe:
+    """A worker that imports ``main.py`` to describe it. It lives in memory only: after a crash the deploy is made again."""
+
+    project: str
+    request: wire.DescribeRequest
+    launch: WorkerLaunch
+    answer: asyncio.Future[wire.Described]
+    nonce: str | None = None
+
+
+@dataclass
+class Lease:
+    """When a worker was heard last (monotonic), and how many requests of it are open."""
+
+    heard_at: float
+    open_requests: int = 0
+    unreachable: bool = False
+
+
+@dataclass
+class Scheduler:
+    """See the module. ``draining`` makes new workers only for what a running function waits for."""
+
+    store: Store
+    runner: Runner
+    context: Context
+    draining: bool = False
+    describes: dict[str, Describe] = field(default_factory=dict)
+    tokens: dict[str, WorkerIdentity] = field(default_factory=dict)
+    _leases: dict[str, Lease] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    _timer: asyncio.TimerHandle | None = None
+    _timer_at: float = 0.0
+    _silence_timer: asyncio.TimerHandle | None = None
+
+    async def open(self, worker_url: str) -> None:
+        """Opens the runner, adopts the workers that live, gives up the others, and begins to schedule."""
+        self.store.tick = self.tick
+        self.store.perform = self.perform
+        await self.runner.open(self._worker_ended, worker_url)
+        known = await self.store.read(executions.alive)
+        living = await self.runner.adopt([who.worker_id for who in known])
+        for who in known:
+            if who.worker_id in living:
+                self.heard(who.worker_id)
+            else:
+                end = WorkerEnd(who.worker_id, detail="it ended while the control plane was away")
+                await self.store.write(lambda tx, end=end: executions.worker_gone(tx, end))
+        if known:
+            log.info("adopted %d of %d workers", len(living), len(known))
+        await self.store.write(lambda tx: tx.wake())
+
+    async def close(self) -> None:
+        """Stops scheduling; workers go on."""
+        self.store.tick = lambda tx: None
+        for timer in (self._timer, self._silence_timer):
+            if timer is not None:
+                timer.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5)
+        await self.runner.close()
+
+    # --- in the writer's transaction ----------------------------------------------------------------
+
+    def tick(self, tx: Transaction) -> None:
+        """Decides what runs next."""
+        executions.tick(tx, self.context, draining=self.draining)
+
+    # --- on the loop --------------------------------------------------------------------------------
+
+    def perform(self, effects: list[object]) -> None:
+        """Carries out the actions of a commit."""
+        for effect in effects:
+            match effect:
+                case StartWorker(launch):
+                    self._spawn(self._start(launch))
+                case StopWorker(worker_id, grace_s):
+                    self._spawn(self.runner.stop(worker_id, grace_s))
+                case SetTimer(at):
+                    self._set_timer(at)
+                case ForgetWorker(worker_id):
+                    self._forget(worker_id)
+                case RemoveLogs(execution_ids):
+                    self._spawn(self.runner.remove_logs(execution_ids))
+
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("an action failed", exc_info=task.exception())
+
+    async def _start(self, launch: WorkerLaunch) -> None:
+        try:
+            await self.runner.start(launch)
+        except WorkerNotMadeError as error:
+            why = str(error)
+            log.warning("%s could not be made: %s", launch.worker_id, why)
+            await self.store.write(
+                lambda tx: executions.worker_not_made(tx, launch.worker_id, why)
+            )
+        else:
+            self.heard(launch.worker_id)
+            await self.store.write(lambda tx: executions.worker_accepted(tx, launch.worker_id))
+
+    def _worker_ended(self, end: WorkerEnd) -> None:
+        describe = self.describes.pop(end.worker_id, None)
+        if describe is not None:
+            self._end_describe(describe, end)
+            return
+        self._spawn(self.store.write(lambda tx: executions.worker_gone(tx, end)))
+
+    def _forget(self, worker_id: str) -> None:
+        self._leases.pop(worker_id, None)
+        for token_hash in [h for h, who in self.tokens.items() if who.worker_id == worker_id]:
+            del self.tokens[token_hash]
+
+    # --- the timer ----------------------------------------------------------------------------------
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer is not None and self._timer_at <= at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        # At most an hour: a wall clock that jumps is noticed then.
+        delay_s = min(max(at - time.time(), 0.0) + 0.001, 3600.0)
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._timer_is_over)
+
+    def _timer_is_over(self) -> None:
+        self._timer = None
+        self._spawn(self.store.write(lambda tx: tx.wake()))
+
+    # --- silence ------------------------------------------------------------------------------------
+
+    def heard(self, worker_id: str, *, opened: int = 0) -> None:
+        """A word of the worker arrived; ``opened`` +1 and -1 for a request that is held open."""
+        lease = self._leases.setdefault(worker_id, Lease(0.0))
+        lease.heard_at = time.monotonic()
+        lease.open_requests += opened
+        if lease.unreachable:
+            lease.unreachable = False
+            self._spawn(self.store.write(lambda tx: executions.set_unreachable(tx, worker_id, False)))
+        if self._silence_timer is None:
+            self._arm_silence(self.context.settings.silence_s)
+
+    def _arm_silence(self, delay_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._silence_timer = loop.call_later(
+            delay_s, lambda: self._spawn(self._ask_for_silent())
+        )
+
+    async def _ask_for_silent(self) -> None:
+        """Asks the runner for each worker that has been silent too long; silence is not death."""
+        settings = self.context.settings
+        now = time.monotonic()
+        for worker_id, lease in list(self._leases.items()):
+            silent_s = 0.0 if lease.open_requests else now - lease.heard_at
+            if silent_s < settings.silence_s:
+                continue
+            if silent_s >= settings.silence_s + settings.unreachable_s:
+                log.warning("%s has been silent for %.0f s: stopping it", worker_id, silent_s)
+                await self.runner.stop(worker_id, UNREACHABLE_GRACE_S)
+            elif not lease.unreachable and await self.runner.alive(worker_id):
+                lease.unreachable = True
+                await self.store.write(
+                    lambda tx, worker_id=worker_id: executions.set_unreachable(tx, worker_id, True)
+                )
+        self._silence_timer = None
+        if self._leases:
+            self._arm_silence(self._next_silence())
+
+    def _next_silence(self) -> float:
+        """Seconds until the next lease could be over."""
+        settings = self.context.settings
+        now = time.monotonic()
+        left = [
+            lease.heard_at
+            + settings.silence_s
+            + (settings.unreachable_s if lease.unreachable else 0.0)
+            - now
+            for lease in self._leases.values()
+            if not lease.open_requests
+        ]
+        return max(0.05, min(left, default=settings.silence_s))
+
+    # --- describe -----------------------------------------------------------------------------------
+
+    async def describe(
+        self, project: str, request: wire.DescribeRequest
+    ) -> list[wire.FunctionDescription]:
+        """The functions that ``main.py`` defines in this environment. Raises ImportFailed and its like."""
+        worker_id = model.new_id("wrk")
+        launch = WorkerLaunch(
+            worker_id=worker_id,
+            claim_code=secrets.token_urlsafe(32),
+            environment_digest=request.environment_digest,
+            bundle_digest=request.bundle_digest,
+            execution_id=worker_id,
+            cpu=1.0,
+            memory_mib=1024,
+            fresh_interpreter=any(name.startswith(INTERPRETER_PREFIXES) for name in request.dotenv),
+            interpreter_env=tuple(
+                (name, value)
+                for name, value in request.dotenv.items()
+                if name.startswith(INTERPRETER_PREFIXES)
+            ),
+        )
+        answer: asyncio.Future[wire.Described] = asyncio.get_running_loop().create_future()
+        self.describes[worker_id] = Describe(project, request, launch, answer)
+        try:
+            await self.runner.start(launch)
+            described = await asyncio.wait_for(answer, DESCRIBE_TIMEOUT_S + 10)
+        except WorkerNotMadeError as error:
+            message = f"No worker could be made to import main.py: {error}"
+            raise ImportFailed(message, "`multinode doctor` may know why.") from error
+        except TimeoutError as error:
+            message = f"Importing main.py took longer than {DESCRIBE_TIMEOUT_S:.0f} s."
+            raise ImportFailed(message, "Move slow work into the functions.") from error
+        finally:
+            if self.describes.pop(worker_id, None) is not None:
+                await self.runner.stop(worker_id, 0.0)
+            self._forget(worker_id)
+            await self.runner.remove_logs([worker_id])
+        if described.error is not None:
+            cls = by_code().get(described.error.code, ImportFailed)
+            raise cls(described.error.message, described.error.hint)
+        return described.functions or []
+
+    def exchange_describe(self, request: wire.ExchangeRequest) -> wire.Assignment | None:
+        """The assignment of a worker that describes; None where it is no such worker."""
+        describe = self.describes.get(request.worker_id)
+        if describe is None:
+            return None
+        if describe.launch.claim_code != request.claim_code or describe.nonce not in (
+            None,
+            request.nonce,
+        ):
+            message = f"The claim code of {request.worker_id} is not valid, or is used up."
+            raise ClaimRefused(message)
+        describe.nonce = request.nonce
+        return wire.Assignment(
+            token=self.context.sealer.token(request.worker_id, request.nonce),
+            kind="describe",
+            project=describe.project,
+            version_id="",
+            bundle_digest=describe.request.bundle_digest,
+            dotenv=describe.request.dotenv,
+            timeout_s=DESCRIBE_TIMEOUT_S,
+            grace_s=0.0,
+            memory_mib=describe.launch.memory_mib,
+        )
+
+    def described(self, worker_id: str, described: wire.Described) -> None:
+        """The answer of a worker that describes."""
+        describe = self.describes.get(worker_id)
+        if describe is not None and not describe.answer.done():
+            describe.answer.set_result(described)
+
+    @staticmethod
+    def _end_describe(describe: Describe, end: WorkerEnd) -> None:
+        if not describe.answer.done():
+            why = end.detail or "without saying why"
+            error = wire.ErrorBody(
+                "import_failed",
+                f"The process that imported main.py ended: {why}.",
+                "Does main.py, or what it imports, end the process?",
+            )
+            describe.answer.set_result(wire.Described(error=error))

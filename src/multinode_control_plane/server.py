@@ -1,0 +1,383 @@
+"""The process: lock, store, runner, socket; comes up in order, goes down in order.
+
+Nothing else may use the data folder while it runs: the lock on ``<data>/lock`` says so. Where it listens, and a key for this
+user, are in ``$MULTINODE_HOME/server.json`` (0600) while it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+import sqlalchemy as sa
+import uvicorn
+
+from multinode import wire
+from multinode.errors import Conflict, InputError, MultinodeError
+from multinode_control_plane import migrations, model
+from multinode_control_plane.api.calls import ControlPlane
+from multinode_control_plane.api.routes import make_app
+from multinode_control_plane.runners.bundles import Bundles
+from multinode_control_plane.runners.process import ProcessRunner
+from multinode_control_plane.scheduler import Scheduler
+from multinode_control_plane.service import access, invocations
+from multinode_control_plane.service.dotenv import load_sealer
+from multinode_control_plane.service.executions import Context, hash_secret
+from multinode_control_plane.settings import DEFAULT_PORT, LOOPBACK, Settings, parser, resolve
+from multinode_control_plane.store import Store
+
+log = logging.getLogger("multinode")
+
+LOCAL_KEY = "local"
+KEEP_ALIVE_S = 75
+"""Longer than clients leave a connection idle, so that it is rarely closed under a request."""
+
+
+@dataclass
+class Stop:
+    """Which kind of stop was asked for. A later, stronger one replaces an earlier one."""
+
+    event: asyncio.Event = field(default_factory=asyncio.Event)
+    mode: str = ""
+
+    def ask(self, mode: str) -> None:
+        """``drain``, ``now`` or ``restart``."""
+        self.mode = mode
+        self.event.set()
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn's server without its signal handlers, and without its loop that wakes ten times a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ended = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are handled by `serve`."""
+        yield
+
+    async def main_loop(self) -> None:
+        """Until `end`."""
+        await self.ended.wait()
+
+    def end(self) -> None:
+        """Stops accepting, answers what is open, then returns from ``serve``."""
+        self.should_exit = True
+        self.ended.set()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the control plane. Returns the process's exit code."""
+    options = parser().parse_args(argv)
+    ready = Ready(options.ready_fd)
+    try:
+        settings = resolve(options, os.environ)
+        prepare_folder(settings.data_dir)
+        with locked(settings.data_dir):
+            _log_to_stderr(foreground=options.foreground)
+            asyncio.run(serve(settings, ready, foreground=options.foreground))
+    except MultinodeError as error:
+        ready.failed(error)
+        print(error, file=sys.stderr)  # noqa: T201 - the command's own message
+        return 2 if isinstance(error, InputError) else 1
+    return 0
+
+
+class Ready:
+    """Tells whoever started this process, through a pipe, that it is up, or why it is not."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+
+    def up(self, url: str) -> None:
+        """It listens on ``url``."""
+        self._tell({"url": url})
+
+    def failed(self, error: MultinodeError) -> None:
+        """It does not come up."""
+        self._tell({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+
+    def _tell(self, what: dict[str, Any]) -> None:
+        if self._descriptor is None:
+            return
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, json.dumps(what).encode() + b"\n")
+            os.close(self._descriptor)
+        self._descriptor = None
+
+
+def prepare_folder(data_dir: Path) -> None:
+    """Makes the data folder, for this user alone. Raises InputError where that is not possible."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        data_dir.chmod(0o700)
+    except OSError as error:
+        message = f"The data folder {data_dir} cannot be used: {error.strerror}."
+        raise InputError(message, "Choose another with --data-dir or MULTINODE_HOME.") from error
+
+
+@contextlib.contextmanager
+def locked(data_dir: Path) -> Iterator[None]:
+    """Holds the data folder. Raises Conflict where another control plane does."""
+    with (data_dir / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            message = f"Another control plane (pid {file.read().strip()}) uses {data_dir}."
+            raise Conflict(message, "Stop it with `multinode server stop`, or use another --data-dir.") from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _log_to_stderr(*, foreground: bool) -> None:
+    logging.basicConfig(
+        level=logging.WARNING if foreground else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+async def serve(settings: Settings, ready: Ready, *, foreground: bool) -> None:
+    """Comes up, serves until it is asked to stop, goes down."""
+    store = Store(settings.database)
+    migrations.upgrade(store.engine)
+    store.open(asyncio.get_running_loop())
+    try:
+        await _serve_store(store, settings, ready, foreground=foreground)
+    finally:
+        store.close()
+
+
+async def _serve_store(
+    store: Store, settings: Settings, ready: Ready, *, foreground: bool
+) -> None:
+    local = Local(settings.data_dir / "local.json")
+    await _ensure_local_key(store, local)
+    listener = listen(settings, local.port)
+    port = listener.getsockname()[1]
+    local.remember(port)
+    url = f"http://{_in_url(settings.host)}:{port}"
+    context = Context(settings, load_sealer(settings.data_dir / "secret.key"))
+    bundles = Bundles(settings.data_dir)
+    runner = ProcessRunner(settings.data_dir, bundles=bundles, cgroups=settings.cgroups)
+    scheduler = Scheduler(store, runner, context)
+    stop = Stop()
+    plane = ControlPlane(
+        store, scheduler, runner, bundles, context, stop.ask, sa.make_url(settings.database).drivername
+    )
+    plane.keys = await store.read(access.callers)
+    await scheduler.open(settings.worker_url or url)
+    http = HttpServer(
+        uvicorn.Config(
+            make_app(plane, hosts(settings, port)),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            date_header=False,
+            server_header=False,
+            http="httptools",
+            ws="none",
+            loop="asyncio",
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=5,
+            backlog=2048,
+        )
+    )
+    serving = asyncio.get_running_loop().create_task(http.serve(sockets=[listener]))
+    server_file = settings.home / "server.json"
+    _handle_signals(stop, foreground=foreground)
+    write_private(server_file, _server_file(settings, url, local.key))
+    ready.up(url)
+    log.info("listening on %s", url)
+    _say(foreground, f"Multinode control plane on {url} (runner: {runner.name}). Ctrl-C stops it.")
+    try:
+        await _until_stopped(plane, stop, foreground=foreground)
+    finally:
+        store.changes.fire_all()
+        http.end()
+        await serving
+        await scheduler.close()
+        server_file.unlink(missing_ok=True)
+
+
+async def _until_stopped(plane: ControlPlane, stop: Stop, *, foreground: bool) -> None:
+    """Until nothing runs any more (`drain`, `now`), or at once (`restart`)."""
+    await stop.event.wait()
+    done = ""
+    while stop.mode != "restart":
+        stop.event.clear()
+        if stop.mode != done:
+            done = stop.mode
+            plane.scheduler.draining = True
+            if done == "now":
+                await plane.store.write(_cancel_everything)
+        with plane.store.changes.subscribe("workers") as event:
+            left = await plane.store.read(_count_workers)
+            if left == 0:
+                return
+            _say(foreground, f"Waiting for {left} running invocations; Ctrl-C cancels them.")
+            waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(stop.event.wait())]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+
+
+def _cancel_everything(tx: Any) -> None:
+    found = tx.connection.execute(
+        sa.select(model.invocations.c.invocation_id).where(
+            model.invocations.c.finished_at.is_(None)
+        )
+    ).scalars()
+    invocations.cancel(tx, list(found))
+
+
+def _count_workers(connection: sa.Connection) -> int:
+    return connection.execute(
+        sa.select(sa.func.count())
+        .select_from(model.workers)
+        .where(model.workers.c.gone_at.is_(None))
+    ).scalar_one()
+
+
+def _handle_signals(stop: Stop, *, foreground: bool) -> None:
+    """SIGTERM leaves workers running, to be adopted; Ctrl-C drains, then cancels, then leaves them too."""
+    loop = asyncio.get_running_loop()
+    following = {"": "drain", "drain": "now", "now": "restart", "restart": "restart"}
+    loop.add_signal_handler(signal.SIGTERM, stop.ask, "restart")
+    if foreground:
+        loop.add_signal_handler(signal.SIGINT, lambda: stop.ask(following[stop.mode]))
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _say(foreground: bool, text: str) -> None:
+    if foreground:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - for the person at the terminal
+
+
+# --- where it listens -----------------------------------------------------------------------------------
+
+
+class Local:
+    """This user's key and the port of last time, kept over restarts: who knows them stays connected."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            known = json.loads(path.read_text())
+        except (OSError, ValueError):
+            known = {}
+        self.key: str | None = known.get("key")
+        self.port: int | None = known.get("port")
+
+    def remember(self, port: int) -> None:
+        """Writes key and port (0600)."""
+        self.port = port
+        write_private(self._path, {"key": self.key, "port": port})
+
+
+async def _ensure_local_key(store: Store, local: Local) -> None:
+    known = await store.read(access.callers)
+    if local.key is not None and hash_secret(local.key) in known:
+        return
+
+    def renew(tx: Any) -> wire.KeyInfo:
+        tx.connection.execute(sa.delete(model.keys).where(model.keys.c.name == LOCAL_KEY))
+        return access.create_key(tx, wire.KeyRequest(LOCAL_KEY, "admin"))
+
+    local.key = (await store.write(renew)).key
+
+
+def listen(settings: Settings, last_port: int | None) -> socket.socket:
+    """A bound socket. A port that was asked for must be free; else that of last time, the usual one, or any."""
+    if settings.port is not None:
+        try:
+            return _bind(settings.host, settings.port)
+        except OSError as error:
+            message = f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}."
+            raise InputError(message, "Choose another --port, or leave it out.") from error
+    for port in (last_port, DEFAULT_PORT):
+        if port:
+            with contextlib.suppress(OSError):
+                return _bind(settings.host, port)
+    try:
+        return _bind(settings.host, 0)
+    except OSError as error:
+        message = f"Cannot listen on {settings.host!r}: {error.strerror}."
+        raise InputError(message, "Use --host 127.0.0.1.") from error
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+        made.listen(2048)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def hosts(settings: Settings, port: int) -> frozenset[str]:
+    """The Host headers that are answered; none (any) where it listens beyond loopback."""
+    if settings.host not in LOOPBACK:
+        return frozenset()
+    names = {f"{_in_url(name)}:{port}" for name in LOOPBACK}
+    if settings.worker_url:
+        names.add(urlsplit(settings.worker_url).netloc.lower())
+    return frozenset(names)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _server_file(settings: Settings, url: str, key: str | None) -> dict[str, Any]:
+    return {
+        "url": url,
+        "key": key,
+        "pid": os.getpid(),
+        "started_at": model.to_time(time.time()),
+        "runner": settings.runner,
+        "options": {
+            "host": settings.host,
+            "port": settings.port,
+            "data_dir": str(settings.data_dir),
+            "database": settings.database,
+            "worker_url": settings.worker_url,
+            "capacity": f"cpu={settings.capacity.cpu},memory={settings.capacity.memory_mib}MiB",
+        },
+    }
+
+
+def write_private(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON that only this user can read, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    opener: Callable[[str, int], int] = lambda name, flags: os.open(name, flags, 0o600)  # noqa: E731
+    file: IO[str]
+    with open(temporary, "w", opener=opener) as file:  # noqa: PTH123 - needs the mode from the first byte on
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,416 @@
+"""Starting, reading, listing, cancelling and retrying invocations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from multinode import wire
+from multinode.errors import (
+    FunctionInputSizeLimitExceeded,
+    IdempotencyConflict,
+    InvalidRequest,
+    InvocationNotFound,
+)
+from multinode.limits import (
+    IDEMPOTENCY_WINDOW_S,
+    MAX_CHARACTERS,
+    MAX_DELAY_S,
+    MAX_START_BATCH,
+    PAGE_SIZE,
+)
+from multinode_control_plane import decide, model
+from multinode_control_plane.model import executions, invocations, queues, values, workers
+from multinode_control_plane.service import rows
+from multinode_control_plane.service.actions import RemoveLogs, SetTimer, StopWorker
+from multinode_control_plane.service.rows import Row
+from multinode_control_plane.store import Transaction
+
+VALUES_PAGE = 1_000
+VALUES_PAGE_BYTES = 4 * 1024 * 1024
+
+
+def start(
+    tx: Transaction, project: str, function: str, request: wire.StartRequest
+) -> wire.StartAnswer:
+    """Creates the invocations, all or none. The same request again gets the same ids."""
+    _check_start(request)
+    project_row = rows.live_project(tx.connection, project)
+    version_row = rows.version(tx.connection, project_row, request.version_id)
+    described = rows.description(tx.connection, version_row, function)
+    known = _started_before(tx, project, function, request)
+    if known is not None:
+        return known
+    parent_cancelled = _parent_is_cancelled(tx, project, request.parent_id)
+    queue_timeout_s = described.settings.queue_timeout_s
+    common = {
+        "project": project,
+        "function": function,
+        "version_id": version_row.version_id,
+        "status": wire.PENDING,
+        "waiting": model.DELAYED if request.delay_s > 0 else model.READY,
+        "due_at": tx.now + request.delay_s if request.delay_s > 0 else None,
+        "queue_deadline_at": (
+            None if queue_timeout_s is None else tx.now + request.delay_s + queue_timeout_s
+        ),
+        "parent_id": request.parent_id,
+        "request_key": request.request_key or None,
+        "idempotency_key": request.idempotency_key,
+        "created_at": tx.now,
+    }
+    ids = [model.new_id("inv") for _ in request.inputs]
+    tx.connection.execute(
+        sa.insert(invocations),
+        [
+            {**common, "invocation_id": i, "input": text}
+            for i, text in zip(ids, request.inputs, strict=True)
+        ],
+    )
+    if request.delay_s > 0:
+        tx.after_commit(SetTimer(tx.now + request.delay_s))
+    else:
+        rows.count(tx, project, function, ready=len(ids))
+    if queue_timeout_s is not None:
+        tx.after_commit(SetTimer(tx.now + request.delay_s + queue_timeout_s))
+    if parent_cancelled:
+        cancel(tx, ids)
+    tx.changed(f"project:{project}")
+    tx.wake()
+    return wire.StartAnswer(ids)
+
+
+def _check_start(request: wire.StartRequest) -> None:
+    if not 1 <= len(request.inputs) <= MAX_START_BATCH:
+        message = f"A request starts 1 to {MAX_START_BATCH} invocations, not {len(request.inputs)}."
+        raise InvalidRequest(message)
+    if request.idempotency_key is not None and len(request.inputs) != 1:
+        message = "An idempotency key goes with one input."
+        raise InvalidRequest(message)
+    if not 0 <= request.delay_s <= MAX_DELAY_S:
+        message = f"A delay is 0 to {MAX_DELAY_S:.0f} s, not {request.delay_s}."
+        raise InvalidRequest(message)
+    for text in request.inputs:
+        if len(text) > MAX_CHARACTERS:
+            message = f"The encoded arguments are {len(text)} characters long; the limit is {MAX_CHARACTERS}."
+            hint = "Put large data into storage and pass its location."
+            raise FunctionInputSizeLimitExceeded(message, hint)
+
+
+def _started_before(
+    tx: Transaction, project: str, function: str, request: wire.StartRequest
+) -> wire.StartAnswer | None:
+    if request.request_key:
+        same = tx.connection.execute(
+            sa.select(invocations.c.invocation_id)
+            .where(
+                invocations.c.request_key == request.request_key, invocations.c.project == project
+            )
+            .order_by(invocations.c.seq)
+        ).scalars()
+        if ids := list(same):
+            return wire.StartAnswer(ids)
+    if request.idempotency_key is None:
+        return None
+    row = tx.connection.execute(
+        sa.select(invocations.c.invocation_id, invocations.c.input)
+        .where(
+            invocations.c.project == project,
+            invocations.c.function == function,
+            invocations.c.idempotency_key == request.idempotency_key,
+            invocations.c.created_at > tx.now - IDEMPOTENCY_WINDOW_S,
+        )
+        .order_by(invocations.c.seq.desc())
+    ).first()
+    if row is None:
+        return None
+    if row.input != request.inputs[0]:
+        message = (
+            f"The idempotency key {request.idempotency_key!r} was used within 24 hours for "
+            f"{row.invocation_id}, with other arguments."
+        )
+        raise IdempotencyConflict(message, "Use another key for another call.")
+    return wire.StartAnswer([row.invocation_id], created=False)
+
+
+def _parent_is_cancelled(tx: Transaction, project: str, parent_id: str | None) -> bool:
+    if parent_id is None:
+        return False
+    parent = rows.invocation(tx.connection, parent_id, within=project)
+    return parent.cancel_requested_at is not None
+
+
+def get(
+    connection: sa.Connection, invocation_id: str, now: float, within: str | None
+) -> wire.InvocationInfo:
+    """The invocation as it is now."""
+    return rows.info(connection, rows.invocation(connection, invocation_id, within=within), now)
+
+
+def ended(
+    connection: sa.Connection, invocation_ids: Sequence[str], now: float, within: str | None
+) -> list[wire.InvocationInfo]:
+    """Those that have ended, in no order. Raises InvocationNotFound where one does not exist."""
+    found = {
+        row.invocation_id: row
+        for row in connection.execute(
+            sa.select(invocations).where(invocations.c.invocation_id.in_(invocation_ids))
+        )
+        if within is None or row.project == within
+    }
+    missing = [i for i in invocation_ids if i not in found]
+    if missing:
+        message = f"There is no invocation {missing[0]!r}."
+        raise InvocationNotFound(message)
+    return [
+        rows.info(connection, row, now) for row in found.values() if decide.is_final(row.status)
+    ]
+
+
+def values_after(
+    connection: sa.Connection, invocation_id: str, after: int, within: str | None
+) -> wire.ValuesAnswer:
+    """A page of yielded values after number ``after``."""
+    row = rows.invocation(connection, invocation_id, within=within)
+    found = connection.execute(
+        sa.select(values)
+        .where(values.c.invocation_id == invocation_id, values.c.number > after)
+        .order_by(values.c.number)
+        .limit(VALUES_PAGE)
+    )
+    page: list[wire.Value] = []
+    size = 0
+    for value in found:
+        page.append(wire.Value(value.number, value.value, value.attempt))
+        size += len(value.value)
+        if size >= VALUES_PAGE_BYTES:
+            break
+    last = page[-1].number if page else after
+    ended_now = decide.is_final(row.status) and last >= row.num_values
+    oldest_kept = row.num_values - row.values_kept + 1
+    return wire.ValuesAnswer(page, ended_now, left_out=max(0, oldest_kept - 1 - after))
+
+
+def page(
+    connection: sa.Connection,
+    now: float,
+    *,
+    project: str | None,
+    function: str | None,
+    version_id: str | None,
+    status: str | None,
+    in_flight: bool,
+    offset: str | None,
+) -> wire.InvocationList:
+    """A page of invocations, newest first."""
+    query = sa.select(invocations).order_by(invocations.c.seq.desc()).limit(PAGE_SIZE + 1)
+    if project is not None:
+        project_row = rows.project(connection, project)
+        query = query.where(invocations.c.project == project)
+        if function is not None:
+            rows.description(
+                connection, rows.version(connection, project_row, version_id), function
+            )
+            query = query.where(invocations.c.function == function)
+    if version_id is not None and version_id != "latest":
+        query = query.where(invocations.c.version_id == version_id)
+    if status is not None:
+        if status not in wire.STATUSES:
+            message = f"There is no status {status!r}."
+            raise InvalidRequest(message, f"One of {', '.join(wire.STATUSES)}.")
+        query = query.where(invocations.c.status == status)
+    if in_flight:
+        query = query.where(invocations.c.finished_at.is_(None))
+    if offset is not None:
+        if not offset.isdigit():
+            message = f"The offset {offset!r} is none that a list gave."
+            raise InvalidRequest(message)
+        query = query.where(invocations.c.seq <= int(offset))
+    found = list(connection.execute(query))
+    following = str(found[PAGE_SIZE].seq) if len(found) > PAGE_SIZE else None
+    return wire.InvocationList(
+        [rows.item(connection, row, now) for row in found[:PAGE_SIZE]], following
+    )
+
+
+def cancel(
+    tx: Transaction, invocation_ids: Sequence[str], *, within: str | None = None
+) -> wire.CancelAnswer:
+    """Asks for cancellation of each and of all their children; what has ended is left as it is."""
+    requested: list[str] = []
+    already_ended: list[str] = []
+    for invocation_id in invocation_ids:
+        row = rows.invocation(tx.connection, invocation_id, within=within)
+        if decide.is_final(row.status):
+            already_ended.append(invocation_id)
+            continue
+        requested.append(invocation_id)
+        _cancel_one(tx, row)
+    return wire.CancelAnswer(requested, already_ended)
+
+
+def _cancel_one(tx: Transaction, row: Row) -> None:
+    if row.status == wire.CANCELLING:
+        return
+    if row.status == wire.PENDING:
+        end_pending(tx, row, wire.CANCELLED, cancel_requested_at=tx.now)
+    else:
+        rows.move(tx, row, wire.CANCELLING, cancel_requested_at=tx.now)
+        worker = rows.live_worker(tx.connection, row.invocation_id)
+        if worker is not None:
+            tx.changed(f"worker:{worker.worker_id}")
+    children = tx.connection.execute(
+        sa.select(invocations).where(
+            invocations.c.parent_id == row.invocation_id, invocations.c.finished_at.is_(None)
+        )
+    ).all()
+    for child in children:
+        _cancel_one(tx, child)
+
+
+def end_pending(tx: Transaction, row: Row, status: str, **columns: Any) -> None:
+    """Ends a PENDING invocation for good; a worker that is on its way is stopped, its claim will be refused."""
+    worker = rows.live_worker(tx.connection, row.invocation_id) if row.waiting is None else None
+    rows.move(tx, row, status, terminated=worker is None, **columns)
+    if worker is not None:
+        tx.connection.execute(
+            sa.update(executions)
+            .where(
+                executions.c.execution_id == worker.execution_id, executions.c.state != model.ENDED
+            )
+            .values(
+                state=model.ENDED,
+                outcome="timed_out" if status == wire.TIMED_OUT else "cancelled",
+                ended_at=tx.now,
+            )
+        )
+        tx.after_commit(StopWorker(worker.worker_id))
+    else:
+        purge_if_empty(tx, row.project)
+
+
+def cancel_all(tx: Transaction, project: str, function: str | None) -> wire.CancelAnswer:
+    """Asks for cancellation of everything in flight in the project, or of one function of it."""
+    rows.project(tx.connection, project)
+    query = sa.select(invocations.c.invocation_id).where(
+        invocations.c.project == project, invocations.c.finished_at.is_(None)
+    )
+    if function is not None:
+        query = query.where(invocations.c.function == function)
+    return cancel(tx, list(tx.connection.execute(query).scalars()))
+
+
+def retry(tx: Transaction, invocation_id: str) -> wire.StartAnswer:
+    """Starts a new invocation of the latest version with the same input."""
+    row = rows.invocation(tx.connection, invocation_id)
+    return start(tx, row.project, row.function, wire.StartRequest(inputs=[row.input]))
+
+
+def detail(connection: sa.Connection, invocation_id: str, now: float) -> wire.InvocationDetail:
+    """The invocation with its input, and each of its attempts."""
+    row = rows.invocation(connection, invocation_id)
+    found = connection.execute(
+        sa.select(
+            executions,
+            workers.c.memory_mib,
+            workers.c.accepted_at,
+            workers.c.ready_at,
+            workers.c.gone_at,
+        )
+        .join(workers, workers.c.worker_id == executions.c.worker_id)
+        .where(executions.c.invocation_id == invocation_id)
+        .order_by(executions.c.created_at)
+    )
+    return wire.InvocationDetail(
+        rows.info(connection, row, now), row.input, [_execution_info(item) for item in found]
+    )
+
+
+def _execution_info(row: Row) -> wire.ExecutionInfo:
+    peak = row.peak_memory_bytes
+    return wire.ExecutionInfo(
+        execution_id=row.execution_id,
+        attempt=row.attempt,
+        state=row.state,
+        worker_id=row.worker_id,
+        outcome=row.outcome,
+        error=rows.error_of(row.error),
+        exit_code=row.exit_code,
+        signal=row.signal,
+        peak_memory_mib=None if peak is None else round(peak / 2**20, 1),
+        memory_limit_mib=row.memory_mib,
+        created_at=model.to_time(row.created_at),
+        started_at=model.to_time_or_none(row.started_at),
+        ended_at=model.to_time_or_none(row.ended_at),
+        timeline=_timeline(row),
+    )
+
+
+def _timeline(row: Row) -> list[wire.TimelineStep]:
+    steps = [
+        ("worker requested", row.created_at),
+        ("worker made", row.accepted_at),
+        ("worker connected", row.ready_at),
+        ("main.py imported, code started", row.started_at),
+        ("code ended", row.ended_at),
+        ("worker gone", row.gone_at),
+    ]
+    # Each step as its transaction saw the clock; two in one commit may be seen in either order.
+    known = sorted(((at, name) for name, at in steps if at is not None), key=lambda step: step[0])
+    befores = [known[0][0], *(at for at, _ in known)]
+    return [
+        wire.TimelineStep(name, model.to_time(at), round((at - before) * 1000, 1))
+        for (at, name), before in zip(known, befores, strict=False)
+    ]
+
+
+def execution_ids(connection: sa.Connection, invocation_id: str) -> list[tuple[str, int, bool]]:
+    """Id, attempt and whether its worker is gone, of each execution, oldest first. Raises InvocationNotFound."""
+    rows.invocation(connection, invocation_id)
+    found = connection.execute(
+        sa.select(executions.c.execution_id, executions.c.attempt, workers.c.gone_at)
+        .join(workers, workers.c.worker_id == executions.c.worker_id)
+        .where(executions.c.invocation_id == invocation_id)
+        .order_by(executions.c.created_at)
+    )
+    return [(row.execution_id, row.attempt, row.gone_at is not None) for row in found]
+
+
+def purge_if_empty(tx: Transaction, project: str) -> None:
+    """Removes a project that is being deleted, with all that belongs to it, once no worker of it is left."""
+    row = tx.connection.execute(
+        sa.select(model.projects).where(model.projects.c.name == project)
+    ).first()
+    if row is None or row.deleting_at is None or _unfinished(tx.connection, project):
+        return
+    own = sa.select(invocations.c.invocation_id).where(invocations.c.project == project)
+    versions_of = sa.select(model.versions.c.version_id).where(model.versions.c.project == project)
+    gone = tx.connection.execute(
+        sa.select(executions.c.execution_id).where(executions.c.invocation_id.in_(own))
+    ).scalars()
+    tx.after_commit(RemoveLogs(tuple(gone)))
+    for statement in (
+        sa.delete(values).where(values.c.invocation_id.in_(own)),
+        sa.delete(executions).where(executions.c.invocation_id.in_(own)),
+        sa.delete(workers).where(workers.c.project == project),
+        sa.delete(invocations).where(invocations.c.project == project),
+        sa.delete(queues).where(queues.c.project == project),
+        sa.delete(model.functions).where(model.functions.c.version_id.in_(versions_of)),
+        sa.delete(model.versions).where(model.versions.c.project == project),
+        sa.delete(model.projects).where(model.projects.c.name == project),
+    ):
+        tx.connection.execute(statement)
+    tx.changed(f"project:{project}")
+
+
+def _unfinished(connection: sa.Connection, project: str) -> bool:
+    """Whether an invocation of the project has not ended, or has a worker left."""
+    return (
+        connection.execute(
+            sa.select(invocations.c.seq)
+            .where(invocations.c.project == project, sa.not_(invocations.c.terminated))
+            .limit(1)
+        ).first()
+        is not None
+    )

@@ -1,0 +1,237 @@
+"""Looking rows up, with errors for people, and the one function that changes an invocation's status."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import sqlalchemy as sa
+
+from multinode import wire
+from multinode.errors import (
+    FunctionNotFound,
+    InternalError,
+    InvocationNotFound,
+    ProjectBeingDeleted,
+    ProjectNotFound,
+    VersionNotFound,
+)
+from multinode_control_plane import decide, model
+from multinode_control_plane.model import (
+    functions,
+    invocations,
+    projects,
+    queues,
+    versions,
+    workers,
+)
+from multinode_control_plane.store import Transaction
+
+Row = sa.Row[Any]
+
+
+def nearest_hint(name: str, names: list[str], otherwise: str) -> str:
+    """ "Did you mean …?" where one of ``names`` is like ``name``."""
+    found = difflib.get_close_matches(name, names, n=1)
+    return f"Did you mean {found[0]!r}?" if found else otherwise
+
+
+def project(connection: sa.Connection, name: str) -> Row:
+    """The project's row. Raises ProjectNotFound."""
+    row = connection.execute(sa.select(projects).where(projects.c.name == name)).first()
+    if row is None:
+        names = list(connection.execute(sa.select(projects.c.name)).scalars())
+        message = f"There is no project {name!r}."
+        raise ProjectNotFound(message, nearest_hint(name, names, "`multinode list` shows all."))
+    return row
+
+
+def live_project(connection: sa.Connection, name: str) -> Row:
+    """As `project`. Raises ProjectBeingDeleted for one that is."""
+    row = project(connection, name)
+    if row.deleting_at is not None:
+        message = f"The project {name!r} is being deleted."
+        raise ProjectBeingDeleted(
+            message, "Deploy it again when `multinode list` no longer shows it."
+        )
+    return row
+
+
+def version(connection: sa.Connection, project_row: Row, version_id: str | None) -> Row:
+    """The version's row; None and ``latest`` are the latest. Raises VersionNotFound."""
+    wanted = version_id if version_id and version_id != "latest" else project_row.latest_version_id
+    row = connection.execute(
+        sa.select(versions).where(
+            versions.c.version_id == wanted, versions.c.project == project_row.name
+        )
+    ).first()
+    if row is None and wanted.isdigit():
+        row = connection.execute(
+            sa.select(versions).where(
+                versions.c.number == int(wanted), versions.c.project == project_row.name
+            )
+        ).first()
+    if row is None:
+        message = f"The project {project_row.name!r} has no version {wanted!r}."
+        hint = f"`multinode describe {project_row.name}` shows its versions."
+        raise VersionNotFound(message, hint)
+    return row
+
+
+def description(connection: sa.Connection, version_row: Row, name: str) -> wire.FunctionDescription:
+    """The function as this version has it. Raises FunctionNotFound."""
+    found = connection.execute(
+        sa.select(functions.c.description).where(
+            functions.c.version_id == version_row.version_id, functions.c.name == name
+        )
+    ).scalar()
+    if found is None:
+        names = [item.name for item in descriptions(connection, version_row.version_id)]
+        message = (
+            f"Version {version_row.number} of {version_row.project!r} has no function {name!r}."
+        )
+        raise FunctionNotFound(message, nearest_hint(name, names, f"It has: {', '.join(names)}."))
+    return wire.from_plain(wire.FunctionDescription, found)
+
+
+def descriptions(connection: sa.Connection, version_id: str) -> list[wire.FunctionDescription]:
+    """The version's functions, in the order in which ``main.py`` defines them."""
+    found = connection.execute(
+        sa.select(functions.c.description)
+        .where(functions.c.version_id == version_id)
+        .order_by(functions.c.position)
+    ).scalars()
+    return [wire.from_plain(wire.FunctionDescription, item) for item in found]
+
+
+def invocation(connection: sa.Connection, invocation_id: str, *, within: str | None = None) -> Row:
+    """The invocation's row. Raises InvocationNotFound, also for another project than ``within``."""
+    row = connection.execute(
+        sa.select(invocations).where(invocations.c.invocation_id == invocation_id)
+    ).first()
+    if row is None or (within is not None and row.project != within):
+        message = f"There is no invocation {invocation_id!r}."
+        raise InvocationNotFound(message, "`multinode ps -a` shows recent ones.")
+    return row
+
+
+def move(tx: Transaction, row: Row, status: str, **columns: Any) -> None:
+    """Changes an invocation to ``status``, with ``columns``, by compare-and-set on the row's revision.
+
+    The only place that writes a status: it refuses what the table of transitions does not have, keeps the queue's count of
+    ready invocations, and wakes who waits for it.
+    """
+    if status != row.status and status not in model.TRANSITIONS[row.status]:
+        message = f"{row.invocation_id} cannot go from {row.status} to {status}."
+        raise InternalError(message)
+    if decide.is_final(status):
+        columns |= {
+            "waiting": None,
+            "due_at": None,
+            "queue_deadline_at": None,
+            "pending_note": None,
+        }
+        columns |= {"finished_at": tx.now}
+    changed = tx.connection.execute(
+        sa.update(invocations)
+        .where(invocations.c.seq == row.seq, invocations.c.revision == row.revision)
+        .values(status=status, revision=row.revision + 1, **columns)
+    )
+    if changed.rowcount != 1:
+        message = f"{row.invocation_id} was changed by somebody else meanwhile."
+        raise InternalError(message)
+    was, now = row.waiting == model.READY, columns.get("waiting", row.waiting) == model.READY
+    if was != now:
+        count(tx, row.project, row.function, ready=int(now) - int(was))
+    tx.changed(f"inv:{row.invocation_id}", f"project:{row.project}")
+
+
+def count(
+    tx: Transaction, project_name: str, function: str, *, ready: int = 0, workers: int = 0
+) -> None:
+    """Adds to the function's counts of ready invocations and of workers that hold a slot."""
+    tx.connection.execute(
+        sa.update(queues)
+        .where(queues.c.project == project_name, queues.c.function == function)
+        .values(ready=queues.c.ready + ready, workers=queues.c.workers + workers)
+    )
+
+
+def live_worker(connection: sa.Connection, invocation_id: str) -> Row | None:
+    """The invocation's newest worker that is not gone."""
+    return connection.execute(
+        sa.select(workers)
+        .where(workers.c.invocation_id == invocation_id, workers.c.gone_at.is_(None))
+        .order_by(workers.c.created_at.desc())
+        .limit(1)
+    ).first()
+
+
+def reason(connection: sa.Connection, row: Row, now: float) -> tuple[str | None, bool]:
+    """Why it is pending (None where it is not), and whether its worker is unreachable."""
+    if decide.is_final(row.status):
+        return None, False
+    worker = live_worker(connection, row.invocation_id)
+    if row.status != wire.PENDING:
+        return None, bool(worker is not None and worker.unreachable)
+    queue = connection.execute(
+        sa.select(queues).where(queues.c.project == row.project, queues.c.function == row.function)
+    ).one()
+    facts = decide.PendingFacts(
+        waiting=row.waiting,
+        due_at=row.due_at,
+        note=row.pending_note,
+        failed_attempts=row.num_failed_attempts,
+        worker_state=worker.state if worker is not None and row.waiting is None else None,
+        slots_used=queue.workers,
+        max_concurrency=queue.max_concurrency,
+    )
+    return decide.pending_reason(facts, now), False
+
+
+def error_of(plain: Any) -> wire.FunctionError | None:
+    """The stored error, or None."""
+    return None if plain is None else wire.from_plain(wire.FunctionError, plain)
+
+
+def info(connection: sa.Connection, row: Row, now: float) -> wire.InvocationInfo:
+    """The invocation as clients see it."""
+    pending, unreachable = reason(connection, row, now)
+    return wire.InvocationInfo(
+        invocation_id=row.invocation_id,
+        project=row.project,
+        function=row.function,
+        version_id=row.version_id,
+        status=row.status,
+        result=row.result,
+        error=error_of(row.error),
+        pending_reason=pending,
+        num_failed_attempts=row.num_failed_attempts,
+        created_at=model.to_time(row.created_at),
+        started_at=model.to_time_or_none(row.started_at),
+        finished_at=model.to_time_or_none(row.finished_at),
+        terminated=row.terminated,
+        num_values=row.num_values,
+        revision=row.revision,
+        parent_id=row.parent_id,
+        cancel_requested_at=model.to_time_or_none(row.cancel_requested_at),
+        unreachable=unreachable,
+    )
+
+
+def item(connection: sa.Connection, row: Row, now: float) -> wire.InvocationItem:
+    """The invocation as a line of a list."""
+    pending, unreachable = reason(connection, row, now)
+    return wire.InvocationItem(
+        invocation_id=row.invocation_id,
+        project=row.project,
+        function=row.function,
+        version_id=row.version_id,
+        status=row.status,
+        pending_reason=pending,
+        num_failed_attempts=row.num_failed_attempts,
+        created_at=model.to_time(row.created_at),
+        started_at=model.to_time_or_none(row.started_at),
+        finished_at=model.to_time_or_none(row.finished_at),
+        unreachable=unreachable,
+    )

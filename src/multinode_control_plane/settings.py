@@ -1,0 +1,195 @@
+"""What the control plane is told by its options and environment, read once, checked, frozen.
+
+Each option ``--some-name`` has the environment variable ``MULTINODE_SOME_NAME``; the option wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from multinode.errors import InputError
+
+DEFAULT_PORT = 9470
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The machine's room: what all workers together may ask for."""
+
+    cpu: float
+    memory_mib: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be set. Spans are in seconds, sizes in bytes where the name does not say otherwise."""
+
+    home: Path
+    data_dir: Path
+    runner: str
+    database: str
+    host: str
+    port: int | None
+    """None: the usual one, or a free one where that is taken."""
+    worker_url: str | None
+    capacity: Capacity
+    allow_process: bool = False
+    cgroups: bool = False
+    grace_s: float = 120.0
+    silence_s: float = 30.0
+    unreachable_s: float = 300.0
+    max_values: int = 100_000
+    max_values_bytes: int = 256 * 1024 * 1024
+    log_limit_bytes: int = 64 * 1024 * 1024
+
+    def options(self) -> dict[str, object]:
+        """What `server restart` needs to start the same again; no secrets are among the settings."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(self).items()
+        }
+
+
+_SPANS = {
+    "grace": "seconds that a cancelled or timed out function has to clean up",
+    "silence": "seconds without a word from a worker before the runner is asked for it",
+    "unreachable": "seconds of silence of a worker that lives before it is stopped",
+}
+_SIZES = {
+    "max_values": "newest yielded values that an invocation keeps",
+    "max_values_bytes": "bytes of yielded values that an invocation keeps",
+    "log_limit_bytes": "bytes of output that an execution keeps",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``python -m multinode_control_plane``."""
+    made = argparse.ArgumentParser(
+        prog="multinode server run", description="Run the Multinode control plane in this process."
+    )
+    made.add_argument("--home", help="MULTINODE_HOME, ~/.multinode without it")
+    made.add_argument("--runner", help="auto, process, docker or ecs")
+    made.add_argument(
+        "--database", help="URL of the store; an SQLite file in the data folder without it"
+    )
+    made.add_argument("--host", help="address to listen on; 127.0.0.1 without it")
+    made.add_argument("--port", help=f"port to listen on; {DEFAULT_PORT} without it, or a free one")
+    made.add_argument(
+        "--data-dir", help="folder of everything that is stored; HOME/server without it"
+    )
+    made.add_argument("--worker-url", help="how workers reach this server; its own URL without it")
+    made.add_argument("--capacity", help="room for workers, e.g. cpu=4,memory=8GiB")
+    made.add_argument(
+        "--allow-process",
+        action="store_true",
+        default=None,
+        help=(
+            "run functions as processes of this user although the server listens beyond loopback"
+        ),
+    )
+    made.add_argument(
+        "--cgroups",
+        action="store_true",
+        default=None,
+        help=("enforce cpu and memory of process workers through cgroups, where this user may"),
+    )
+    for name, meaning in {**_SPANS, **_SIZES}.items():
+        made.add_argument(f"--{name.replace('_', '-')}", help=meaning)
+    made.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    made.add_argument("--foreground", action="store_true", help=argparse.SUPPRESS)
+    return made
+
+
+def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
+    """The settings. Raises InputError, naming the option, where one cannot be read."""
+
+    def given(name: str) -> str | None:
+        value = getattr(options, name)
+        if value is None:
+            value = environ.get(f"MULTINODE_{name.upper()}") or None
+        return value
+
+    home = Path(given("home") or Path.home() / ".multinode").expanduser().absolute()
+    data_dir = Path(given("data_dir") or home / "server").expanduser().absolute()
+    runner = given("runner") or "auto"
+    if runner not in ("auto", "process"):
+        message = f"The runner {runner!r} is not part of this release."
+        raise InputError(message, "Use --runner process.")
+    database = given("database") or f"sqlite:///{data_dir / 'multinode.sqlite'}"
+    if not database.startswith("sqlite:///"):
+        message = "Only SQLite databases are part of this release."
+        raise InputError(message, "Leave out --database, or give sqlite:////path/to/file.")
+    spans = {f"{name}_s": _number(name, given(name)) for name in _SPANS if given(name)}
+    sizes = {name: int(_number(name, given(name))) for name in _SIZES if given(name)}
+    settings = Settings(
+        home=home,
+        data_dir=data_dir,
+        runner="process",
+        database=database,
+        host=given("host") or "127.0.0.1",
+        port=_port(given("port")),
+        worker_url=given("worker_url"),
+        capacity=_capacity(given("capacity")),
+        allow_process=_switch(given("allow_process")),
+        cgroups=_switch(given("cgroups")),
+        **spans,  # type: ignore[arg-type]  # names and types are those of _SPANS and _SIZES
+        **sizes,  # type: ignore[arg-type]
+    )
+    if settings.host not in LOOPBACK and not settings.allow_process:
+        message = (
+            f"The process runner isolates nothing, and {settings.host} is not a loopback address: "
+            "whoever has a key could run code as this user."
+        )
+        raise InputError(
+            message, "Use --host 127.0.0.1, or --allow-process if that is what you want."
+        )
+    return settings
+
+
+def whole_machine() -> Capacity:
+    """Twice the cores and 80 % of the memory: functions mostly wait, and the rest of the machine lives too."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Capacity(cpu=2.0 * (os.cpu_count() or 1), memory_mib=int(memory_bytes * 0.8) >> 20)
+
+
+def _capacity(text: str | None) -> Capacity:
+    whole = whole_machine()
+    found: dict[str, float] = {"cpu": whole.cpu, "memory": float(whole.memory_mib)}
+    for part in text.split(",") if text else ():
+        match = re.fullmatch(r"\s*(cpu|memory)\s*=\s*([0-9.]+)\s*(MiB|GiB)?\s*", part)
+        if not match or (match[1] == "cpu") == bool(match[3]):
+            message = f"The capacity {text!r} cannot be read."
+            raise InputError(message, "Write it like cpu=4,memory=8GiB.")
+        found[match[1]] = _number("capacity", match[2]) * (1024 if match[3] == "GiB" else 1)
+    return Capacity(cpu=found["cpu"], memory_mib=int(found["memory"]))
+
+
+def _number(name: str, text: str | None) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e12:
+        message = f"--{name.replace('_', '-')} {text!r} is not a number that makes sense here."
+        raise InputError(message, "Give a number of 0 or more.")
+    return value
+
+
+def _port(text: str | None) -> int | None:
+    if text is None:
+        return None
+    port = int(_number("port", text))
+    if port > 65535:
+        message = f"--port {text} is not a port."
+        raise InputError(message, "Give a number from 0 (any free one) to 65535.")
+    return port
+
+
+def _switch(value: object) -> bool:
+    return value is True or str(value).lower() in ("1", "true", "yes")

@@ -1,0 +1,279 @@
+"""The store: one writer, grouped commits, and the waking of those who wait.
+
+Every change of state is a plain function ``job(tx)`` that runs in the writer's transaction. The writer takes all jobs
+that wait, runs each in a savepoint, lets the scheduler tick in the same transaction where one asked for it, commits
+once, and only then answers, fires events and hands out effects: an answer never precedes its fsync.
+
+Nothing outside of this module opens the database, so nothing ever sees "database is locked".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import sqlalchemy as sa
+
+from multinode.errors import InternalError, ServerStopping, StorageFull
+
+T = TypeVar("T")
+MAX_BATCH = 256
+READERS = 4
+
+
+@dataclass
+class Transaction:
+    """One job's view of the writer's transaction.
+
+    ``connection`` executes statements; ``now`` is the same POSIX time for the whole job. What `wake`, `changed` and
+    `after_commit` ask for happens after the commit, and not at all where the job raises.
+    """
+
+    connection: sa.Connection
+    now: float
+    woken: bool = False
+    events: set[str] = field(default_factory=set)
+    effects: list[object] = field(default_factory=list)
+
+    def wake(self) -> None:
+        """Lets the scheduler tick, in this very transaction."""
+        self.woken = True
+
+    def changed(self, *keys: str) -> None:
+        """Wakes those who wait for any of ``keys``."""
+        self.events.update(keys)
+
+    def after_commit(self, effect: object) -> None:
+        """Hands ``effect`` (one of the scheduler's actions) to it after the commit."""
+        self.effects.append(effect)
+
+
+@dataclass
+class _Write(Generic[T]):
+    job: Callable[[Transaction], T]
+    future: Future[T]
+    result: T | None = None
+    error: BaseException | None = None
+
+
+class Changes:
+    """Who waits for what, in memory, on the event loop. A waiter costs one object and no thread."""
+
+    def __init__(self) -> None:
+        self._waiters: dict[str, set[asyncio.Event]] = {}
+        self._all_woken = False
+
+    @contextmanager
+    def subscribe(self, *keys: str) -> Iterator[asyncio.Event]:
+        """An event that is set at the next change of any of ``keys``. Subscribe first, then read, then wait."""
+        event = asyncio.Event()
+        if self._all_woken:
+            event.set()
+        for key in keys:
+            self._waiters.setdefault(key, set()).add(event)
+        try:
+            yield event
+        finally:
+            for key in keys:
+                waiters = self._waiters[key]
+                waiters.discard(event)
+                if not waiters:
+                    del self._waiters[key]
+
+    def fire(self, keys: set[str]) -> None:
+        """Sets the events of all who wait for any of ``keys``."""
+        for key in keys:
+            for event in self._waiters.get(key, ()):
+                event.set()
+
+    def fire_all(self) -> None:
+        """Wakes everybody, now and from now on: the server stops, and every waiter gets its answer."""
+        self._all_woken = True
+        for waiters in self._waiters.values():
+            for event in waiters:
+                event.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `fire_all` was called."""
+        return self._all_woken
+
+
+class Store:
+    """SQLite behind one writer thread and a few readers.
+
+    ``tick(tx)`` is the scheduler's, called inside the transaction; ``perform(effects)`` is called on the loop
+    after each commit.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.engine = _engine(url)
+        self._jobs: queue.SimpleQueue[_Write[Any] | None] = queue.SimpleQueue()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        self._local = threading.local()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self.changes = Changes()
+        self.tick: Callable[[Transaction], None] = lambda tx: None
+        self.perform: Callable[[list[object]], None] = lambda effects: None
+
+    def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Starts the writer. Raises InternalError where the schema is not this release's."""
+        self._loop = loop
+        self._thread = threading.Thread(target=self._write_forever, name="writer")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Writes what waits, then ends the threads."""
+        self._closed = True
+        self._jobs.put(None)
+        if self._thread:
+            self._thread.join()
+        self._readers.shutdown()
+        self.engine.dispose()
+
+    async def write(self, job: Callable[[Transaction], T]) -> T:
+        """``job``'s result, after the commit. Raises what ``job`` raised (then it changed nothing), or StorageFull."""
+        return await asyncio.wrap_future(self.submit(job))
+
+    def submit(self, job: Callable[[Transaction], T]) -> Future[T]:
+        """As `write`, for callers outside of the event loop."""
+        if self._closed:
+            message = "The control plane is stopping."
+            raise ServerStopping(message, "Ask again in a moment.")
+        future: Future[T] = Future()
+        self._jobs.put(_Write(job, future))
+        return future
+
+    async def read(self, job: Callable[[sa.Connection], T]) -> T:
+        """``job``'s result from a snapshot that holds everything that was answered before."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, job)
+
+    def _read(self, job: Callable[[sa.Connection], T]) -> T:
+        connection = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = self.engine.connect()
+        try:
+            connection.exec_driver_sql("BEGIN")
+            return job(connection)
+        except sa.exc.OperationalError as error:
+            raise _storage_error(error) from error
+        finally:
+            connection.rollback()
+
+    def _write_forever(self) -> None:
+        with self.engine.connect() as connection:
+            while (batch := self._next_batch()) is not None:
+                if batch:
+                    self._run(connection, batch)
+
+    def _next_batch(self) -> list[_Write[Any]] | None:
+        first = self._jobs.get()
+        if first is None:
+            return None
+        batch = [first]
+        while len(batch) < MAX_BATCH:
+            try:
+                following = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if following is None:
+                self._jobs.put(None)
+                break
+            batch.append(following)
+        return batch
+
+    def _run(self, connection: sa.Connection, batch: list[_Write[Any]]) -> None:
+        transactions: list[Transaction] = []
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            for write in batch:
+                self._run_job(connection, write, transactions)
+            if any(tx.woken for tx in transactions):
+                transactions.append(self._run_tick(connection))
+            connection.commit()
+        except Exception as error:  # noqa: BLE001, RUF100 - the writer's outermost edge: each waiter gets it
+            connection.rollback()
+            self._fail(batch, _storage_error(error))
+            return
+        self._answer(batch, transactions)
+
+    def _run_job(
+        self, connection: sa.Connection, write: _Write[Any], transactions: list[Transaction]
+    ) -> None:
+        tx = Transaction(connection, time.time())
+        connection.exec_driver_sql("SAVEPOINT job")
+        try:
+            write.result = write.job(tx)
+        except sa.exc.OperationalError:
+            raise
+        except Exception as error:  # noqa: BLE001, RUF100 - belongs to the caller of this job alone
+            connection.exec_driver_sql("ROLLBACK TO job")
+            write.error = error
+        else:
+            transactions.append(tx)
+        connection.exec_driver_sql("RELEASE job")
+
+    def _run_tick(self, connection: sa.Connection) -> Transaction:
+        tx = Transaction(connection, time.time())
+        self.tick(tx)
+        return tx
+
+    def _answer(self, batch: list[_Write[Any]], transactions: list[Transaction]) -> None:
+        events = set().union(*(tx.events for tx in transactions)) if transactions else set()
+        effects = [effect for tx in transactions for effect in tx.effects]
+        if self._loop and (events or effects):
+            self._loop.call_soon_threadsafe(self._publish, events, effects)
+        for write in batch:
+            if not write.future.set_running_or_notify_cancel():
+                continue
+            if write.error is not None:
+                write.future.set_exception(write.error)
+            else:
+                write.future.set_result(write.result)
+
+    def _publish(self, events: set[str], effects: list[object]) -> None:
+        self.changes.fire(events)
+        if effects:
+            self.perform(effects)
+
+    @staticmethod
+    def _fail(batch: list[_Write[Any]], error: Exception) -> None:
+        for write in batch:
+            if write.future.set_running_or_notify_cancel():
+                write.future.set_exception(write.error or error)
+
+
+def _engine(url: str) -> sa.Engine:
+    Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
+    sa.event.listen(engine, "connect", _prepare)
+    return engine
+
+
+def _prepare(connection: sqlite3.Connection, _record: object) -> None:
+    # BEGIN is ours: the driver would begin a deferred transaction, at the first write only.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _storage_error(error: Exception) -> Exception:
+    text = str(getattr(error, "orig", error))
+    if isinstance(error, sa.exc.OperationalError) and ("full" in text or "disk I/O" in text):
+        message = "The control plane's disk is full; nothing was changed."
+        return StorageFull(message, "Free some space where its data folder lies, then try again.")
+    if isinstance(error, sa.exc.OperationalError):
+        message = f"The control plane's database does not answer: {text}"
+        return InternalError(message, "Look into its log (server.log in its data folder).")
+    return error

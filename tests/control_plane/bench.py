@@ -1,0 +1,173 @@
+"""A store with a project in it, and the use cases as short calls: what the tests of this folder stand on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from multinode import wire
+from multinode_control_plane import migrations, model
+from multinode_control_plane.runners import WorkerEnd
+from multinode_control_plane.service import deployments, executions, invocations, rows
+from multinode_control_plane.service.actions import StartWorker, StopWorker
+from multinode_control_plane.service.dotenv import Sealer
+from multinode_control_plane.service.executions import Context, WorkerIdentity
+from multinode_control_plane.settings import Capacity, Settings
+from multinode_control_plane.store import Store, Transaction
+
+
+def make_settings(home: Path, **changes: Any) -> Settings:
+    made = Settings(
+        home=home,
+        data_dir=home / "server",
+        runner="process",
+        database=f"sqlite:///{home}/test.sqlite",
+        host="127.0.0.1",
+        port=0,
+        worker_url=None,
+        capacity=Capacity(cpu=4.0, memory_mib=4096),
+    )
+    return replace(made, **changes)
+
+
+@dataclass
+class Bench:
+    """The use cases on a real store; ``launched`` and ``stopped`` are what a runner would be told."""
+
+    store: Store
+    context: Context
+    launched: list[Any] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+    skew_s: float = 0.0
+    draining: bool = False
+    _loop: Any = None
+    _thread: Any = None
+
+    def open(self) -> None:
+        migrations.upgrade(self.store.engine)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.store.tick = self._tick
+        self.store.perform = self._perform
+        self.store.open(self._loop)
+
+    def close(self) -> None:
+        self.store.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _tick(self, tx: Transaction) -> None:
+        tx.now += self.skew_s
+        executions.tick(tx, self.context, draining=self.draining)
+
+    def _perform(self, effects: list[object]) -> None:
+        for effect in effects:
+            if isinstance(effect, StartWorker):
+                self.launched.append(effect.launch)
+            elif isinstance(effect, StopWorker):
+                self.stopped.append(effect.worker_id)
+
+    # --- use cases ----------------------------------------------------------------------------------
+
+    def do(self, case: Any, *arguments: Any, **options: Any) -> Any:
+        """Runs a use case in a transaction, ``skew_s`` in the future, and waits for what follows it."""
+
+        def job(tx: Transaction) -> Any:
+            tx.now += self.skew_s
+            return case(tx, *arguments, **options)
+
+        answer = self.store.submit(job).result(10)
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop).result(10)
+        return answer
+
+    def look(self, case: Any, *arguments: Any, **options: Any) -> Any:
+        return self.store._read(lambda connection: case(connection, *arguments, **options))
+
+    def deploy(self, project: str = "shop", code: str = "a" * 64, **functions: Any) -> str:
+        """A version whose functions have these settings; ``f`` with the defaults where none is given."""
+        described = [
+            wire.FunctionDescription(name, wire.FunctionSettings(**settings), [])
+            for name, settings in (functions or {"f": {}}).items()
+        ]
+        info = wire.EnvironmentInfo("e" * 64, "3.11", "3.11.7", [], [], model.to_time(0))
+        self.do(deployments.save_environment, info)
+        request = wire.RegisterRequest("e" * 64, code, {"A": "1"}, described)
+        return self.do(
+            deployments.register, self.context, project, request, has_bundle=True
+        ).version_id
+
+    def start(self, function: str = "f", project: str = "shop", **options: Any) -> str:
+        request = wire.StartRequest(**{"inputs": ["[[],{}]"], **options})
+        return self.do(invocations.start, project, function, request).invocation_ids[0]
+
+    def tick(self) -> None:
+        self.do(lambda tx: tx.wake())
+
+    def info(self, invocation_id: str) -> wire.InvocationInfo:
+        import time
+
+        return self.look(invocations.get, invocation_id, time.time() + self.skew_s, None)
+
+    def status(self, invocation_id: str) -> str:
+        return self.info(invocation_id).status
+
+    def launch_of(self, invocation_id: str) -> Any:
+        """The newest launch for the invocation."""
+        worker = self.look(rows.live_worker, invocation_id)
+        assert worker is not None, "it has no live worker"
+        return next(item for item in reversed(self.launched) if item.worker_id == worker.worker_id)
+
+    def worker(self, invocation_id: str) -> WorkerIdentity:
+        """Exchanges the claim code of the invocation's worker."""
+        launch = self.launch_of(invocation_id)
+        request = wire.ExchangeRequest(launch.worker_id, launch.claim_code, "nonce")
+        return self.do(executions.exchange, self.context, request)[1]
+
+    def claim(self, invocation_id: str) -> WorkerIdentity:
+        who = self.worker(invocation_id)
+        execution_id = self.launch_of(invocation_id).execution_id
+        self.do(executions.claim, who, wire.Claim(execution_id))
+        return who
+
+    def report(self, invocation_id: str, who: WorkerIdentity, **report: Any) -> wire.Order:
+        execution_id = next(x.execution_id for x in self.launched if x.worker_id == who.worker_id)
+        return self.do(
+            executions.report, self.context, who, wire.Report(execution_id, **report)
+        )
+
+    def end(self, invocation_id: str, who: WorkerIdentity, outcome: str, **end: Any) -> None:
+        self.report(invocation_id, who, end=wire.ExecutionEnd(outcome, **end))
+
+    def gone(self, who: WorkerIdentity, **end: Any) -> None:
+        self.do(executions.worker_gone, WorkerEnd(who.worker_id, **end))
+
+    def run(self, invocation_id: str, outcome: str = "succeeded", **end: Any) -> None:
+        """Claim, end, worker gone."""
+        who = self.claim(invocation_id)
+        self.end(invocation_id, who, outcome, **end)
+        self.gone(who)
+
+    def queue(self, function: str = "f", project: str = "shop") -> tuple[int, int]:
+        """(ready, workers) of the function."""
+        row = self.look(
+            lambda connection: connection.execute(
+                sa.select(model.queues).where(
+                    model.queues.c.project == project, model.queues.c.function == function
+                )
+            ).one()
+        )
+        return row.ready, row.workers
+
+
+def make_bench(home: Path, **settings: Any) -> Bench:
+    made = make_settings(home, **settings)
+    bench = Bench(Store(made.database), Context(made, Sealer(b"k" * 32)))
+    bench.open()
+    return bench
