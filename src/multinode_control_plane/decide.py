@@ -82,11 +82,9 @@ def not_made_delay(times_before: int) -> float:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A ready invocation at the head of its function's queue, and what a worker for it takes."""
+    """A ready invocation at the head of its function's queue, and what a worker for it takes (virtual CPUs, MiB)."""
 
     seq: int
-    invocation_id: str
-    queue: tuple[str, str]
     cpu: float
     memory_mib: int
 

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from multinode import wire
@@ -84,7 +85,9 @@ class Scheduler:
                 self.heard(who.worker_id)
             else:
                 end = WorkerEnd(who.worker_id, detail="it ended while the control plane was away")
-                await self.store.write(lambda tx, end=end: executions.worker_gone(tx, end))
+                await self.store.write(
+                    partial(executions.worker_gone, context=self.context, end=end)
+                )
         if known:
             log.info("adopted %d of %d workers", len(living), len(known))
         await self.store.write(lambda tx: tx.wake())
@@ -103,7 +106,8 @@ class Scheduler:
 
     def tick(self, tx: Transaction) -> None:
         """Decides what runs next."""
-        executions.tick(tx, self.context, draining=self.draining)
+        timers = tx.now >= self._timer_at
+        executions.tick(tx, self.context, draining=self.draining, timers=timers)
 
     # --- on the loop --------------------------------------------------------------------------------
 
@@ -139,7 +143,7 @@ class Scheduler:
             why = str(error)
             log.warning("%s could not be made: %s", launch.worker_id, why)
             await self.store.write(
-                lambda tx: executions.worker_not_made(tx, launch.worker_id, why)
+                lambda tx: executions.worker_not_made(tx, self.context, launch.worker_id, why)
             )
         else:
             self.heard(launch.worker_id)
@@ -150,7 +154,7 @@ class Scheduler:
         if describe is not None:
             self._end_describe(describe, end)
             return
-        self._spawn(self.store.write(lambda tx: executions.worker_gone(tx, end)))
+        self._spawn(self.store.write(lambda tx: executions.worker_gone(tx, self.context, end)))
 
     def _forget(self, worker_id: str) -> None:
         self._leases.pop(worker_id, None)
@@ -182,15 +186,15 @@ class Scheduler:
         lease.open_requests += opened
         if lease.unreachable:
             lease.unreachable = False
-            self._spawn(self.store.write(lambda tx: executions.set_unreachable(tx, worker_id, False)))
+            self._spawn(
+                self.store.write(lambda tx: executions.set_unreachable(tx, worker_id, False))
+            )
         if self._silence_timer is None:
             self._arm_silence(self.context.settings.silence_s)
 
     def _arm_silence(self, delay_s: float) -> None:
         loop = asyncio.get_running_loop()
-        self._silence_timer = loop.call_later(
-            delay_s, lambda: self._spawn(self._ask_for_silent())
-        )
+        self._silence_timer = loop.call_later(delay_s, lambda: self._spawn(self._ask_for_silent()))
 
     async def _ask_for_silent(self) -> None:
         """Asks the runner for each worker that has been silent too long; silence is not death."""
@@ -206,7 +210,7 @@ class Scheduler:
             elif not lease.unreachable and await self.runner.alive(worker_id):
                 lease.unreachable = True
                 await self.store.write(
-                    lambda tx, worker_id=worker_id: executions.set_unreachable(tx, worker_id, True)
+                    partial(executions.set_unreachable, worker_id=worker_id, unreachable=True)
                 )
         self._silence_timer = None
         if self._leases:

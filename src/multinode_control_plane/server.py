@@ -30,7 +30,6 @@ from multinode.errors import Conflict, InputError, MultinodeError
 from multinode_control_plane import migrations, model
 from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.routes import make_app
-from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.runners.process import ProcessRunner
 from multinode_control_plane.scheduler import Scheduler
 from multinode_control_plane.service import access, invocations
@@ -140,7 +139,9 @@ def locked(data_dir: Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             message = f"Another control plane (pid {file.read().strip()}) uses {data_dir}."
-            raise Conflict(message, "Stop it with `multinode server stop`, or use another --data-dir.") from error
+            raise Conflict(
+                message, "Stop it with `multinode server stop`, or use another --data-dir."
+            ) from error
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
@@ -166,9 +167,7 @@ async def serve(settings: Settings, ready: Ready, *, foreground: bool) -> None:
         store.close()
 
 
-async def _serve_store(
-    store: Store, settings: Settings, ready: Ready, *, foreground: bool
-) -> None:
+async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foreground: bool) -> None:
     local = Local(settings.data_dir / "local.json")
     await _ensure_local_key(store, local)
     listener = listen(settings, local.port)
@@ -176,12 +175,17 @@ async def _serve_store(
     local.remember(port)
     url = f"http://{_in_url(settings.host)}:{port}"
     context = Context(settings, load_sealer(settings.data_dir / "secret.key"))
-    bundles = Bundles(settings.data_dir)
-    runner = ProcessRunner(settings.data_dir, bundles=bundles, cgroups=settings.cgroups)
+    runner = ProcessRunner(settings.data_dir)
     scheduler = Scheduler(store, runner, context)
     stop = Stop()
     plane = ControlPlane(
-        store, scheduler, runner, bundles, context, stop.ask, sa.make_url(settings.database).drivername
+        store,
+        scheduler,
+        runner,
+        runner.bundles,
+        context,
+        stop.ask,
+        sa.make_url(settings.database).drivername,
     )
     plane.keys = await store.read(access.callers)
     await scheduler.open(settings.worker_url or url)
@@ -376,7 +380,7 @@ def write_private(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     opener: Callable[[str, int], int] = lambda name, flags: os.open(name, flags, 0o600)  # noqa: E731
     file: IO[str]
-    with open(temporary, "w", opener=opener) as file:  # noqa: PTH123 - needs the mode from the first byte on
+    with open(temporary, "w", opener=opener) as file:
         json.dump(content, file, indent=1)
         file.flush()
         os.fsync(file.fileno())

@@ -40,7 +40,6 @@ class Settings:
     worker_url: str | None
     capacity: Capacity
     allow_process: bool = False
-    cgroups: bool = False
     grace_s: float = 120.0
     silence_s: float = 30.0
     unreachable_s: float = 300.0
@@ -93,12 +92,6 @@ def parser() -> argparse.ArgumentParser:
             "run functions as processes of this user although the server listens beyond loopback"
         ),
     )
-    made.add_argument(
-        "--cgroups",
-        action="store_true",
-        default=None,
-        help=("enforce cpu and memory of process workers through cgroups, where this user may"),
-    )
     for name, meaning in {**_SPANS, **_SIZES}.items():
         made.add_argument(f"--{name.replace('_', '-')}", help=meaning)
     made.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
@@ -110,7 +103,7 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
     """The settings. Raises InputError, naming the option, where one cannot be read."""
 
     def given(name: str) -> str | None:
-        value = getattr(options, name)
+        value: str | None = getattr(options, name)
         if value is None:
             value = environ.get(f"MULTINODE_{name.upper()}") or None
         return value
@@ -137,9 +130,8 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         worker_url=given("worker_url"),
         capacity=_capacity(given("capacity")),
         allow_process=_switch(given("allow_process")),
-        cgroups=_switch(given("cgroups")),
         **spans,  # type: ignore[arg-type]  # names and types are those of _SPANS and _SIZES
-        **sizes,  # type: ignore[arg-type]
+        **sizes,
     )
     if settings.host not in LOOPBACK and not settings.allow_process:
         message = (

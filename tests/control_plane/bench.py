@@ -100,12 +100,14 @@ class Bench:
         self.do(deployments.save_environment, info)
         request = wire.RegisterRequest("e" * 64, code, {"A": "1"}, described)
         return self.do(
-            deployments.register, self.context, project, request, has_bundle=True
+            deployments.register, self.context, project, request
         ).version_id
 
     def start(self, function: str = "f", project: str = "shop", **options: Any) -> str:
         request = wire.StartRequest(**{"inputs": ["[[],{}]"], **options})
-        return self.do(invocations.start, project, function, request).invocation_ids[0]
+        return self.do(
+            invocations.start, self.context.catalog, project, function, request
+        ).invocation_ids[0]
 
     def tick(self) -> None:
         self.do(lambda tx: tx.wake())
@@ -138,15 +140,13 @@ class Bench:
 
     def report(self, invocation_id: str, who: WorkerIdentity, **report: Any) -> wire.Order:
         execution_id = next(x.execution_id for x in self.launched if x.worker_id == who.worker_id)
-        return self.do(
-            executions.report, self.context, who, wire.Report(execution_id, **report)
-        )
+        return self.do(executions.report, self.context, who, wire.Report(execution_id, **report))
 
     def end(self, invocation_id: str, who: WorkerIdentity, outcome: str, **end: Any) -> None:
         self.report(invocation_id, who, end=wire.ExecutionEnd(outcome, **end))
 
     def gone(self, who: WorkerIdentity, **end: Any) -> None:
-        self.do(executions.worker_gone, WorkerEnd(who.worker_id, **end))
+        self.do(executions.worker_gone, self.context, WorkerEnd(who.worker_id, **end))
 
     def run(self, invocation_id: str, outcome: str = "succeeded", **end: Any) -> None:
         """Claim, end, worker gone."""

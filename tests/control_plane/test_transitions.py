@@ -219,7 +219,10 @@ class TestRetries:
         who = bench.claim(invocation_id)
         bench.report(invocation_id, who, values=[wire.Value(3, "30")])
         found = bench.look(invocations.values_after, invocation_id, 1, None)
-        assert [(v.number, v.value, v.attempt) for v in found.values] == [(2, "20", 1), (3, "30", 2)]
+        assert [(v.number, v.value, v.attempt) for v in found.values] == [
+            (2, "20", 1),
+            (3, "30", 2),
+        ]
 
 
 class TestCancelling:
@@ -274,7 +277,10 @@ class TestClaims:
         bench.deploy()
         invocation_id = bench.start()
         who = bench.claim(invocation_id)
-        assert bench.do(executions.claim, who, wire.Claim(bench.launched[0].execution_id)) == wire.Order()
+        assert (
+            bench.do(executions.claim, who, wire.Claim(bench.launched[0].execution_id))
+            == wire.Order()
+        )
 
     def test_another_worker_gets_none(self, bench: Bench) -> None:
         bench.deploy()

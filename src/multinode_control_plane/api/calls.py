@@ -111,7 +111,9 @@ class Endpoint:
     public: bool = False
 
 
-def make_handler(plane: ControlPlane, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+def make_handler(
+    plane: ControlPlane, endpoint: Endpoint
+) -> Callable[[Request], Awaitable[Response]]:
     """The Starlette endpoint for ``endpoint``."""
 
     async def handle(request: Request) -> Response:
@@ -218,7 +220,10 @@ def _storable(body: bytes) -> bool:
 
 
 async def until(
-    plane: ControlPlane, keys: list[str], wait_s: float, look: Callable[[], Awaitable[tuple[bool, Any]]]
+    plane: ControlPlane,
+    keys: list[str],
+    wait_s: float,
+    look: Callable[[], Awaitable[tuple[bool, Any]]],
 ) -> Any:
     """What ``look`` finds, as soon as it says that it is worth an answer, after ``wait_s``, or when the server stops.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from multinode import wire
-from multinode.errors import BundleNotFound, NotAllowed
+from multinode.errors import NotAllowed
 from multinode_control_plane.api.calls import Call, until
 from multinode_control_plane.api.output import with_heartbeats
 from multinode_control_plane.service import deployments as cases
@@ -64,8 +65,9 @@ async def build_environment(call: Call) -> StreamingResponse:
     async def events() -> AsyncIterator[wire.BuildEvent]:
         async for event in call.plane.runner.build(call.body):
             if event.environment is not None:
-                made = event.environment
-                await call.plane.store.write(lambda tx: cases.save_environment(tx, made))
+                await call.plane.store.write(
+                    partial(cases.save_environment, info=event.environment)
+                )
             yield event
 
     return StreamingResponse(with_heartbeats(events()), media_type="application/x-ndjson")
@@ -73,7 +75,7 @@ async def build_environment(call: Call) -> StreamingResponse:
 
 async def put_bundle(call: Call) -> wire.Empty:
     """PUT /v1/bundles/{sha256}"""
-    await call.plane.bundles.save(call.path("digest"), call.request.stream())
+    await call.plane.bundles.put(call.path("digest"), call.request.stream())
     return wire.Empty()
 
 
@@ -81,9 +83,6 @@ async def get_bundle(call: Call) -> Response:
     """GET and HEAD /v1/bundles/{sha256}"""
     digest = call.path("digest")
     path = call.plane.bundles.path(digest)
-    if path is None:
-        message = f"There is no bundle {digest!r:.80}."
-        raise BundleNotFound(message, "Deploy again: it will be uploaded.")
     if call.caller.worker is not None:
         await _check_own_bundle(call, digest)
     return FileResponse(path, media_type="application/gzip")
@@ -97,9 +96,11 @@ async def _check_own_bundle(call: Call, digest: str) -> None:
         own = describe.request.bundle_digest
     else:
         own = await call.plane.store.read(
-            lambda connection: rows.version(
-                connection, rows.project(connection, who.project), who.version_id
-            ).bundle_digest
+            lambda connection: (
+                rows.version(
+                    connection, rows.project(connection, who.project), who.version_id
+                ).bundle_digest
+            )
         )
     if own != digest:
         message = "A worker may fetch the bundle of its own version only."
@@ -118,16 +119,12 @@ async def describe(call: Call) -> wire.DescribeAnswer:
     )
     if before[1] is not None:
         return wire.DescribeAnswer(before[1])
-    if call.plane.bundles.path(request.bundle_digest) is None:
-        message = f"There is no bundle {request.bundle_digest!r:.80}."
-        raise BundleNotFound(message, "Deploy again: it will be uploaded.")
+    call.plane.bundles.path(request.bundle_digest)  # must be here
     return wire.DescribeAnswer(await call.plane.scheduler.describe(project, request))
 
 
 async def register(call: Call) -> wire.RegisterAnswer:
     """POST /v1/projects/{project}/versions"""
     plane, project, request = call.plane, call.path("project"), call.body
-    has_bundle = plane.bundles.path(request.bundle_digest) is not None
-    return await plane.store.write(
-        lambda tx: cases.register(tx, plane.context, project, request, has_bundle=has_bundle)
-    )
+    plane.bundles.path(request.bundle_digest)  # must be here
+    return await plane.store.write(lambda tx: cases.register(tx, plane.context, project, request))

@@ -20,7 +20,10 @@ MAX_WAITED_FOR = 10_000
 async def start(call: Call) -> wire.StartAnswer:
     """POST …/functions/{function}/invocations"""
     project, function, request = call.path("project"), call.path("function"), call.body
-    return await call.plane.store.write(lambda tx: cases.start(tx, project, function, request))
+    catalog = call.plane.context.catalog
+    return await call.plane.store.write(
+        lambda tx: cases.start(tx, catalog, project, function, request)
+    )
 
 
 async def get(call: Call) -> Any:
@@ -29,9 +32,7 @@ async def get(call: Call) -> Any:
 
     async def look() -> tuple[bool, wire.InvocationInfo]:
         found = await call.plane.store.read(
-            lambda connection: cases.get(
-                connection, invocation_id, time.time(), call.caller.within
-            )
+            lambda connection: cases.get(connection, invocation_id, time.time(), call.caller.within)
         )
         over = decide.is_final(found.status) and found.terminated
         return found.revision != known or over, found
@@ -109,7 +110,9 @@ async def logs(call: Call) -> StreamingResponse:
     tail = int(call.number("tail")) if call.query("tail") else None
     since_s = call.number("since_s") or None
     if call.flag("follow"):
-        records = follow_logs(call.plane, invocation_id, tail=tail, since_s=since_s, attempt=attempt)
+        records = follow_logs(
+            call.plane, invocation_id, tail=tail, since_s=since_s, attempt=attempt
+        )
     else:
         records = read_logs(call.plane, known, tail=tail, since_s=since_s, attempt=attempt)
     return StreamingResponse(with_heartbeats(records), media_type="application/x-ndjson")
@@ -139,5 +142,5 @@ async def cancel_many(call: Call) -> wire.CancelAnswer:
 
 async def retry(call: Call) -> wire.StartAnswer:
     """POST /v1/invocations/{id}/retry"""
-    invocation_id = call.path("id")
-    return await call.plane.store.write(lambda tx: cases.retry(tx, invocation_id))
+    invocation_id, catalog = call.path("id"), call.plane.context.catalog
+    return await call.plane.store.write(lambda tx: cases.retry(tx, catalog, invocation_id))

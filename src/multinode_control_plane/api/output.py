@@ -134,10 +134,7 @@ async def _count_before_tail(
 
 
 def _recent(record: wire.LogRecord, since_s: float | None) -> bool:
-    return (
-        since_s is None
-        or datetime.fromisoformat(record.at).timestamp() >= time.time() - since_s
-    )
+    return since_s is None or datetime.fromisoformat(record.at).timestamp() >= time.time() - since_s
 
 
 def _lines(record: wire.LogRecord) -> int:
@@ -152,7 +149,7 @@ def _last_lines(record: wire.LogRecord, too_many: int) -> wire.LogRecord:
 
 async def with_heartbeats(records: AsyncIterator[Any]) -> AsyncIterator[bytes]:
     """Each record as a line of JSON; a blank line where nothing came for 15 s, so that proxies keep it open."""
-    following = asyncio.ensure_future(anext(records))  # type: ignore[arg-type]  # an awaitable
+    following = asyncio.ensure_future(anext(records))
     try:
         while True:
             done, _ = await asyncio.wait([following], timeout=HEARTBEAT_S)
@@ -164,7 +161,7 @@ async def with_heartbeats(records: AsyncIterator[Any]) -> AsyncIterator[bytes]:
             except StopAsyncIteration:
                 return
             yield wire.dumps(record) + b"\n"
-            following = asyncio.ensure_future(anext(records))  # type: ignore[arg-type]
+            following = asyncio.ensure_future(anext(records))
     finally:
         following.cancel()
         with suppress(asyncio.CancelledError, StopAsyncIteration):

@@ -70,9 +70,7 @@ ENDPOINTS = (
     Endpoint("POST", INVOCATION + "/cancel", invocations.cancel, role="invoke", worker=True),
     Endpoint("POST", INVOCATION + "/retry", invocations.retry, role="invoke"),
     Endpoint("POST", "/v1/cancel", invocations.cancel_many, wire.CancelRequest, role="invoke"),
-    Endpoint(
-        "POST", "/v1/worker/exchange", workers.exchange, wire.ExchangeRequest, public=True
-    ),
+    Endpoint("POST", "/v1/worker/exchange", workers.exchange, wire.ExchangeRequest, public=True),
     Endpoint("POST", "/v1/worker/claim", workers.claim, wire.Claim, worker=True),
     Endpoint("POST", "/v1/worker/report", workers.report, wire.Report, worker=True),
     Endpoint("POST", "/v1/worker/watch", workers.watch, wire.Watch, worker=True),

@@ -13,8 +13,9 @@ from multinode_control_plane.service.executions import WorkerIdentity, hash_secr
 async def exchange(call: Call) -> wire.Assignment:
     """POST /v1/worker/exchange"""
     plane, request = call.plane, call.body
-    assignment = plane.scheduler.exchange_describe(request)
-    if assignment is not None:
+    describing = plane.scheduler.exchange_describe(request)
+    if describing is not None:
+        assignment = describing
         who = WorkerIdentity(request.worker_id, assignment.project, "", "")
     else:
         assignment, who = await plane.store.write(

@@ -65,7 +65,7 @@ class Runner(Protocol):
     async def open(self, on_end: OnEnd, worker_url: str) -> None:
         """Makes it ready. ``on_end`` is called on the loop, once for each worker made or adopted, when it is gone."""
 
-    async def build(self, request: BuildRequest) -> AsyncIterator[BuildEvent]:
+    def build(self, request: BuildRequest) -> AsyncIterator[BuildEvent]:
         """Yields the build's output line by line, at last one event with ``environment`` or ``error``.
 
         Makes the environment once per digest, under a lock, and renames it into place: a build that is interrupted or

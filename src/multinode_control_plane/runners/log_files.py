@@ -10,7 +10,8 @@ import asyncio
 import json
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,8 +62,10 @@ class LogFiles:
         with path.open("rb") as file, self._changes.of(path) as changed:
             async for record in _tail(_rest(file, attempt), tail):
                 yield record
-            async for record in _follow(file, attempt, changed=changed, ended=ended):
-                yield record
+            following = _follow(file, attempt, changed=changed, ended=ended)
+            async with aclosing(following):
+                async for record in following:
+                    yield record
 
     async def remove(self, execution_ids: Iterable[str]) -> None:
         """Removes the output of these executions; missing ones are no error."""
@@ -91,7 +94,7 @@ def last_lines(records: Sequence[LogRecord], lines: int) -> list[LogRecord]:
 
 async def _follow(
     file: BinaryIO, attempt: int, *, changed: asyncio.Event, ended: asyncio.Event
-) -> AsyncIterator[LogRecord]:
+) -> AsyncGenerator[LogRecord, None]:
     end = asyncio.ensure_future(ended.wait())
     try:
         while True:
@@ -102,8 +105,10 @@ async def _follow(
             if is_last:
                 return
             change = asyncio.ensure_future(changed.wait())
-            await asyncio.wait((end, change), return_when=asyncio.FIRST_COMPLETED)
-            change.cancel()
+            try:
+                await asyncio.wait((end, change), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                change.cancel()
     finally:
         end.cancel()
 

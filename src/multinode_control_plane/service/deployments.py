@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from multinode import wire
 from multinode.errors import (
-    BundleNotFound,
     EnvironmentNotFound,
     InvalidName,
     InvalidRequest,
@@ -27,9 +26,10 @@ from multinode_control_plane.model import (
     queues,
     versions,
 )
+from multinode_control_plane.service import catalog, rows, statements
 from multinode_control_plane.service import invocations as invocation_cases
-from multinode_control_plane.service import rows
 from multinode_control_plane.service.executions import Context
+from multinode_control_plane.service.statements import Row
 from multinode_control_plane.store import Transaction
 
 
@@ -67,7 +67,11 @@ def described_before(
         .where(versions.c.describe_key == _describe_key(context, request))
         .limit(1)
     ).scalar()
-    return rows.descriptions(connection, version_id) if version_id else None
+    return _functions(connection, version_id) if version_id else None
+
+
+def _functions(connection: sa.Connection, version_id: str) -> list[wire.FunctionDescription]:
+    return list(catalog.read(connection, version_id).functions.values())
 
 
 def _describe_key(context: Context, request: wire.DescribeRequest | wire.RegisterRequest) -> str:
@@ -84,19 +88,12 @@ def register(
     context: Context,
     project: str,
     request: wire.RegisterRequest,
-    *,
-    has_bundle: bool,
 ) -> wire.RegisterAnswer:
     """Adds a version and makes it the latest, or makes an existing equal one the latest. One transaction."""
     check_name(project)
     _check_functions(context, request)
     environment(tx.connection, request.environment_digest)
-    if not has_bundle:
-        message = f"There is no bundle {request.bundle_digest!r:.80}."
-        raise BundleNotFound(message, "Deploy again: it will be uploaded.")
-    project_row = tx.connection.execute(
-        sa.select(projects).where(projects.c.name == project)
-    ).first()
+    project_row = statements.first(tx.connection, projects, name=project)
     if project_row is None and not request.create:
         message = f"There is no project {project!r}."
         raise ProjectNotFound(message, "`multinode deploy` creates it.")
@@ -154,7 +151,7 @@ def _changes(
     if latest_id is None:
         return [f"function {item.name}: added" for item in request.functions]
     latest = connection.execute(sa.select(versions).where(versions.c.version_id == latest_id)).one()
-    before = [(item.name, item.settings) for item in rows.descriptions(connection, latest_id)]
+    before = [(item.name, item.settings) for item in _functions(connection, latest_id)]
     after = [(item.name, item.settings) for item in request.functions]
     found = []
     if latest.environment_digest != request.environment_digest:
@@ -262,21 +259,17 @@ def make_latest(tx: Transaction, project: str, version_id: str | None) -> wire.V
             raise VersionNotFound(message, f"`multinode describe {project}` shows its versions.")
     else:
         row = rows.version(tx.connection, project_row, version_id)
-    _point_to(
-        tx, project, row.version_id, rows.descriptions(tx.connection, row.version_id), exists=True
-    )
+    _point_to(tx, project, row.version_id, _functions(tx.connection, row.version_id), exists=True)
     return _version_item(tx.connection, row, row.version_id)
 
 
-def _version_item(
-    connection: sa.Connection, row: rows.Row, latest_version_id: str
-) -> wire.VersionItem:
+def _version_item(connection: sa.Connection, row: Row, latest_version_id: str) -> wire.VersionItem:
     return wire.VersionItem(
         version_id=row.version_id,
         number=row.number,
         created_at=model.to_time(row.created_at),
         is_latest=row.version_id == latest_version_id,
-        functions=[item.name for item in rows.descriptions(connection, row.version_id)],
+        functions=[item.name for item in _functions(connection, row.version_id)],
     )
 
 
@@ -286,7 +279,7 @@ def list_projects(connection: sa.Connection) -> list[wire.ProjectInfo]:
     return [_project_info(connection, row) for row in found]
 
 
-def _project_info(connection: sa.Connection, row: rows.Row) -> wire.ProjectInfo:
+def _project_info(connection: sa.Connection, row: Row) -> wire.ProjectInfo:
     in_flight = connection.execute(
         sa.select(sa.func.count())
         .select_from(invocations)
@@ -296,7 +289,7 @@ def _project_info(connection: sa.Connection, row: rows.Row) -> wire.ProjectInfo:
         project=row.name,
         created_at=model.to_time(row.created_at),
         latest_version_id=row.latest_version_id,
-        functions=[item.name for item in rows.descriptions(connection, row.latest_version_id)],
+        functions=[item.name for item in _functions(connection, row.latest_version_id)],
         in_flight=in_flight,
         deleting=row.deleting_at is not None,
     )
@@ -325,7 +318,7 @@ def describe_version(connection: sa.Connection, project: str, version_id: str) -
         bundle_digest=row.bundle_digest,
         environment=environment(connection, row.environment_digest),
         dotenv_names=list(row.dotenv_names),
-        functions=rows.descriptions(connection, row.version_id),
+        functions=_functions(connection, row.version_id),
     )
 
 

@@ -10,7 +10,7 @@ import hmac
 import random
 import secrets
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,13 +23,14 @@ from multinode.errors import (
 )
 from multinode.limits import MAX_CHARACTERS
 from multinode_control_plane import decide, model
-from multinode_control_plane.model import executions, invocations, queues, values, versions, workers
+from multinode_control_plane.model import executions, invocations, queues, values, workers
 from multinode_control_plane.runners import WorkerEnd, WorkerLaunch
-from multinode_control_plane.service import rows
+from multinode_control_plane.service import rows, statements
 from multinode_control_plane.service.actions import ForgetWorker, SetTimer, StartWorker, StopWorker
+from multinode_control_plane.service.catalog import Catalog, Version
 from multinode_control_plane.service.dotenv import INTERPRETER_PREFIXES, Sealer
 from multinode_control_plane.service.invocations import end_pending, purge_if_empty
-from multinode_control_plane.service.rows import Row
+from multinode_control_plane.service.statements import Row
 from multinode_control_plane.settings import Settings
 from multinode_control_plane.store import Transaction
 
@@ -43,6 +44,7 @@ class Context:
 
     settings: Settings
     sealer: Sealer
+    catalog: Catalog = field(default_factory=Catalog)
 
 
 @dataclass(frozen=True)
@@ -63,201 +65,187 @@ def hash_secret(text: str) -> str:
 # --- making workers -------------------------------------------------------------------------------------
 
 
-def tick(tx: Transaction, context: Context, *, draining: bool) -> None:
+def tick(tx: Transaction, context: Context, *, draining: bool, timers: bool = True) -> None:
     """What the scheduler does each time it is woken: due timers first, then new workers while there is room.
 
-    Its cost grows with what is ready and can run, not with what is stored.
+    Its cost grows with what is ready and can run, not with what is stored. ``timers`` False: none can be due yet.
     """
-    _release_due(tx)
-    _end_overdue(tx)
-    _stop_overdue_workers(tx)
-    for candidate in decide.admit(
-        _candidates(tx, draining), _room(tx, context.settings), context.settings.capacity.cpu
-    ):
-        _request_worker(tx, context, candidate)
-    next_at = next_timer(tx.connection)
-    if next_at is not None:
-        tx.after_commit(SetTimer(next_at))
+    if timers:
+        _release_due(tx)
+        _end_overdue(tx)
+        _stop_overdue_workers(tx)
+    waiting = _candidates(tx, context, draining)
+    if waiting:
+        whole_cpu = context.settings.capacity.cpu
+        rows_by_seq = {candidate.seq: row for candidate, row in waiting}
+        for admitted in decide.admit(
+            [candidate for candidate, _ in waiting], _room(tx, context.settings), whole_cpu
+        ):
+            _request_worker(tx, context, rows_by_seq[admitted.seq])
+    if timers:
+        next_at = next_timer(tx.connection)
+        if next_at is not None:
+            tx.after_commit(SetTimer(next_at))
+
+
+# The conditions are written as the partial indexes have them, so that these are used.
+_DELAYED: sa.ColumnElement[bool] = sa.literal_column("invocations.waiting = 'delayed'")
+_READY: sa.ColumnElement[bool] = sa.literal_column("invocations.waiting = 'ready'")
+_NEXT_TIMERS = (
+    sa.select(sa.func.min(invocations.c.due_at)).where(_DELAYED),
+    sa.select(sa.func.min(invocations.c.queue_deadline_at)).where(
+        invocations.c.queue_deadline_at.is_not(None)
+    ),
+    sa.select(sa.func.min(workers.c.deadline_at)).where(workers.c.deadline_at.is_not(None)),
+)
+_DUE = sa.select(invocations).where(_DELAYED, invocations.c.due_at <= sa.bindparam("now"))
+_OVERDUE = sa.select(invocations).where(
+    invocations.c.queue_deadline_at.is_not(None),
+    invocations.c.queue_deadline_at <= sa.bindparam("now"),
+)
+_OVERDUE_WORKERS = sa.select(workers).where(
+    workers.c.deadline_at.is_not(None), workers.c.deadline_at <= sa.bindparam("now")
+)
+_OPEN_QUEUES = sa.select(queues).where(
+    sa.literal_column("queues.ready > 0"), queues.c.workers < queues.c.max_concurrency
+)
+_OLDEST = (
+    sa.select(invocations)
+    .where(
+        _READY,
+        invocations.c.project == sa.bindparam("project"),
+        invocations.c.function == sa.bindparam("function"),
+    )
+    .order_by(invocations.c.seq)
+    .limit(sa.bindparam("slots"))
+)
+_OLDEST_CHILDREN = _OLDEST.where(invocations.c.parent_id.is_not(None))
+_USED = sa.select(sa.func.sum(workers.c.cpu), sa.func.sum(workers.c.memory_mib)).where(
+    workers.c.gone_at.is_(None)
+)
 
 
 def next_timer(connection: sa.Connection) -> float | None:
     """When the next delay, queue timeout or worker's deadline is over; three looks into ordered indexes."""
-    found = [
-        connection.execute(query).scalar()
-        for query in (
-            sa.select(sa.func.min(invocations.c.due_at)).where(
-                invocations.c.waiting == sa.literal_column("'delayed'")
-            ),
-            sa.select(sa.func.min(invocations.c.queue_deadline_at)).where(
-                invocations.c.queue_deadline_at.is_not(None)
-            ),
-            sa.select(sa.func.min(workers.c.deadline_at)).where(workers.c.deadline_at.is_not(None)),
-        )
-    ]
+    found = [connection.execute(query).scalar() for query in _NEXT_TIMERS]
     return min((at for at in found if at is not None), default=None)
 
 
 def _release_due(tx: Transaction) -> None:
-    due = tx.connection.execute(
-        sa.select(invocations).where(
-            invocations.c.waiting == sa.literal_column("'delayed'"), invocations.c.due_at <= tx.now
-        )
-    ).all()
-    for row in due:
+    for row in tx.connection.execute(_DUE, {"now": tx.now}).all():
         rows.move(tx, row, row.status, waiting=model.READY, due_at=None, pending_note=None)
 
 
 def _end_overdue(tx: Transaction) -> None:
-    overdue = tx.connection.execute(
-        sa.select(invocations).where(
-            invocations.c.queue_deadline_at.is_not(None),
-            invocations.c.queue_deadline_at <= tx.now,
-        )
-    ).all()
-    for row in overdue:
-        error = wire.FunctionError("its queue_timeout was over before a worker was free")
+    error = wire.FunctionError("its queue_timeout was over before a worker was free")
+    for row in tx.connection.execute(_OVERDUE, {"now": tx.now}).all():
         end_pending(tx, row, wire.TIMED_OUT, error=asdict(error))
 
 
 def _stop_overdue_workers(tx: Transaction) -> None:
-    overdue = tx.connection.execute(
-        sa.select(workers).where(
-            workers.c.deadline_at.is_not(None), workers.c.deadline_at <= tx.now
-        )
-    ).all()
-    for worker in overdue:
-        tx.connection.execute(
-            sa.update(workers)
-            .where(workers.c.worker_id == worker.worker_id)
-            .values(deadline_at=None)
-        )
+    for worker in tx.connection.execute(_OVERDUE_WORKERS, {"now": tx.now}).all():
+        _set_deadline(tx, worker.worker_id, None)
         tx.after_commit(StopWorker(worker.worker_id))
 
 
-def _candidates(tx: Transaction, draining: bool) -> list[decide.Waiting]:
-    found: list[decide.Waiting] = []
-    open_queues = tx.connection.execute(
-        sa.select(queues).where(
-            sa.literal_column("queues.ready") > sa.literal_column("0"),
-            queues.c.workers < queues.c.max_concurrency,
-        )
-    ).all()
-    for queue in open_queues:
-        query = (
-            sa.select(
-                invocations.c.seq,
-                invocations.c.invocation_id,
-                model.functions.c.description["settings"].label("settings"),
-            )
-            .join(
-                model.functions,
-                sa.and_(
-                    model.functions.c.version_id == invocations.c.version_id,
-                    model.functions.c.name == invocations.c.function,
-                ),
-            )
-            .where(
-                invocations.c.waiting == sa.literal_column("'ready'"),
-                invocations.c.project == queue.project,
-                invocations.c.function == queue.function,
-            )
-            .order_by(invocations.c.seq)
-            .limit(queue.max_concurrency - queue.workers)
-        )
-        if draining:
-            # What a running function waits for must still run, or the function would never end.
-            query = query.where(invocations.c.parent_id.is_not(None))
-        for row in tx.connection.execute(query):
-            found.append(
-                decide.Waiting(
-                    row.seq,
-                    row.invocation_id,
-                    (queue.project, queue.function),
-                    float(row.settings["cpu"]),
-                    int(row.settings["memory_mib"]),
-                )
-            )
+def _candidates(
+    tx: Transaction, context: Context, draining: bool
+) -> list[tuple[decide.Waiting, Row]]:
+    """The oldest ready invocations of each queue, as many as it has free slots."""
+    # What a running function waits for must run while draining too, or the function would never end.
+    query = _OLDEST_CHILDREN if draining else _OLDEST
+    found = []
+    for queue in tx.connection.execute(_OPEN_QUEUES).all():
+        own = {"project": queue.project, "function": queue.function}
+        slots = queue.max_concurrency - queue.workers
+        for row in tx.connection.execute(query, {**own, "slots": slots}):
+            settings = _settings(tx, context, row)
+            waiting = decide.Waiting(row.seq, settings.cpu, settings.memory_mib)
+            found.append((waiting, row))
     return found
 
 
+def _version(tx: Transaction, context: Context, row: Row) -> Version:
+    return context.catalog.version(tx.connection, row.version_id)
+
+
+def _settings(tx: Transaction, context: Context, row: Row) -> wire.FunctionSettings:
+    return _version(tx, context, row).function(row.function).settings
+
+
 def _room(tx: Transaction, settings: Settings) -> decide.Room:
-    used = tx.connection.execute(
-        sa.select(sa.func.sum(workers.c.cpu), sa.func.sum(workers.c.memory_mib)).where(
-            workers.c.gone_at.is_(None)
-        )
-    ).one()
-    return decide.Room(
-        settings.capacity.cpu - float(used[0] or 0),
-        settings.capacity.memory_mib - int(used[1] or 0),
-    )
+    cpu, memory_mib = tx.connection.execute(_USED).one()
+    capacity = settings.capacity
+    return decide.Room(capacity.cpu - float(cpu or 0), capacity.memory_mib - int(memory_mib or 0))
 
 
-def _request_worker(tx: Transaction, context: Context, candidate: decide.Waiting) -> None:
-    row = tx.connection.execute(
-        sa.select(invocations).where(invocations.c.seq == candidate.seq)
-    ).one()
-    version = tx.connection.execute(
-        sa.select(versions).where(versions.c.version_id == row.version_id)
-    ).one()
-    settings = rows.description(tx.connection, version, row.function).settings
+def _request_worker(tx: Transaction, context: Context, row: Row) -> None:
+    """Notes the intent to make a worker for the invocation, and has it made after the commit."""
+    version = _version(tx, context, row)
+    settings = version.function(row.function).settings
     execution_id, worker_id = model.new_id("exe"), model.new_id("wrk")
     claim_code = secrets.token_urlsafe(32)
-    deadline_at = tx.now + settings.start_timeout_s
-    tx.connection.execute(
-        sa.insert(executions).values(
-            execution_id=execution_id,
-            invocation_id=row.invocation_id,
-            attempt=row.num_failed_attempts + 1,
-            worker_id=worker_id,
-            state=model.STARTING,
-            created_at=tx.now,
-        )
+    statements.insert(
+        tx.connection,
+        executions,
+        {
+            "execution_id": execution_id,
+            "invocation_id": row.invocation_id,
+            "attempt": row.num_failed_attempts + 1,
+            "worker_id": worker_id,
+            "state": model.STARTING,
+            "created_at": tx.now,
+        },
     )
-    tx.connection.execute(
-        sa.insert(workers).values(
-            worker_id=worker_id,
-            execution_id=execution_id,
-            invocation_id=row.invocation_id,
-            project=row.project,
-            function=row.function,
-            version_id=row.version_id,
-            state=model.REQUESTED,
-            cpu=min(candidate.cpu, context.settings.capacity.cpu),
-            memory_mib=candidate.memory_mib,
-            claim_code_hash=hash_secret(claim_code),
-            deadline_at=deadline_at,
-            created_at=tx.now,
-        )
+    statements.insert(
+        tx.connection,
+        workers,
+        {
+            "worker_id": worker_id,
+            "execution_id": execution_id,
+            "invocation_id": row.invocation_id,
+            "project": row.project,
+            "function": row.function,
+            "version_id": row.version_id,
+            "state": model.REQUESTED,
+            "cpu": min(settings.cpu, context.settings.capacity.cpu),
+            "memory_mib": settings.memory_mib,
+            "claim_code_hash": hash_secret(claim_code),
+            "deadline_at": tx.now + settings.start_timeout_s,
+            "created_at": tx.now,
+        },
     )
+    tx.after_commit(SetTimer(tx.now + settings.start_timeout_s))
     rows.count(tx, row.project, row.function, workers=1)
     rows.move(tx, row, wire.PENDING, waiting=None, pending_note=None)
-    interpreter_env = context.sealer.interpreter_variables(version.dotenv, version.dotenv_names)
+    names = version.row.dotenv_names
     launch = WorkerLaunch(
         worker_id=worker_id,
         claim_code=claim_code,
-        environment_digest=version.environment_digest,
-        bundle_digest=version.bundle_digest,
+        environment_digest=version.row.environment_digest,
+        bundle_digest=version.row.bundle_digest,
         execution_id=execution_id,
-        cpu=candidate.cpu,
-        memory_mib=candidate.memory_mib,
-        fresh_interpreter=any(n.startswith(INTERPRETER_PREFIXES) for n in version.dotenv_names),
-        interpreter_env=interpreter_env,
+        cpu=settings.cpu,
+        memory_mib=settings.memory_mib,
+        fresh_interpreter=any(name.startswith(INTERPRETER_PREFIXES) for name in names),
+        interpreter_env=context.sealer.interpreter_variables(version.row.dotenv, names),
     )
     tx.after_commit(StartWorker(launch))
 
 
 def worker_accepted(tx: Transaction, worker_id: str) -> None:
     """The runner has made the worker."""
-    tx.connection.execute(
-        sa.update(workers)
-        .where(workers.c.worker_id == worker_id)
-        .values(
-            accepted_at=tx.now,
-            state=sa.case(
-                (workers.c.state == model.REQUESTED, model.ACCEPTED), else_=workers.c.state
-            ),
-        )
+    tx.connection.execute(_ACCEPT, {"id": worker_id, "now": tx.now})
+
+
+_ACCEPT = (
+    sa.update(workers)
+    .where(workers.c.worker_id == sa.bindparam("id"))
+    .values(
+        accepted_at=sa.bindparam("now"),
+        state=sa.case((workers.c.state == model.REQUESTED, model.ACCEPTED), else_=workers.c.state),
     )
+)
 
 
 # --- the worker's own requests --------------------------------------------------------------------------
@@ -267,42 +255,35 @@ def exchange(
     tx: Transaction, context: Context, request: wire.ExchangeRequest
 ) -> tuple[wire.Assignment, WorkerIdentity]:
     """The assignment for a claim code. The same nonce gets the same answer; any other use is refused."""
-    worker = tx.connection.execute(
-        sa.select(workers).where(workers.c.worker_id == request.worker_id)
-    ).first()
+    worker = statements.first(tx.connection, workers, worker_id=request.worker_id)
     if worker is None or worker.gone_at is not None or not _code_fits(worker, request):
         message = f"The claim code of {request.worker_id} is not valid, or is used up."
         raise ClaimRefused(message)
-    execution = tx.connection.execute(
-        sa.select(executions).where(executions.c.execution_id == worker.execution_id)
-    ).one()
+    execution = statements.one(tx.connection, executions, execution_id=worker.execution_id)
     if execution.state == model.ENDED:
         message = f"{request.worker_id} is no longer needed."
         raise ClaimRefused(message)
     token = context.sealer.token(request.worker_id, request.nonce)
     if worker.nonce is None:
-        tx.connection.execute(
-            sa.update(workers)
-            .where(workers.c.worker_id == worker.worker_id)
-            .values(
-                nonce=request.nonce,
-                token_hash=hash_secret(token),
-                ready_at=tx.now,
-                state=model.EXCHANGED,
-            )
+        statements.change(
+            tx.connection,
+            workers,
+            {"worker_id": worker.worker_id},
+            nonce=request.nonce,
+            token_hash=hash_secret(token),
+            ready_at=tx.now,
+            state=model.EXCHANGED,
         )
     row = rows.invocation(tx.connection, worker.invocation_id)
-    version = tx.connection.execute(
-        sa.select(versions).where(versions.c.version_id == worker.version_id)
-    ).one()
-    settings = rows.description(tx.connection, version, row.function).settings
+    version = _version(tx, context, row)
+    settings = version.function(row.function).settings
     assignment = wire.Assignment(
         token=token,
         kind="invocation",
         project=row.project,
         version_id=row.version_id,
-        bundle_digest=version.bundle_digest,
-        dotenv=context.sealer.open(version.dotenv),
+        bundle_digest=version.row.bundle_digest,
+        dotenv=context.sealer.open(version.row.dotenv),
         function=row.function,
         execution_id=execution.execution_id,
         invocation_id=row.invocation_id,
@@ -327,12 +308,8 @@ def _code_fits(worker: Row, request: wire.ExchangeRequest) -> bool:
 
 def identity(connection: sa.Connection, token: str) -> WorkerIdentity | None:
     """Whose token it is; None for one that is unknown or whose worker is gone."""
-    worker = connection.execute(
-        sa.select(workers).where(
-            workers.c.token_hash == hash_secret(token), workers.c.gone_at.is_(None)
-        )
-    ).first()
-    if worker is None:
+    worker = statements.first(connection, workers, token_hash=hash_secret(token))
+    if worker is None or worker.gone_at is not None:
         return None
     return WorkerIdentity(worker.worker_id, worker.project, worker.version_id, worker.invocation_id)
 
@@ -352,10 +329,13 @@ def claim(tx: Transaction, who: WorkerIdentity, request: wire.Claim) -> wire.Ord
             queue_deadline_at=None,
             not_made=0,
         )
-        tx.connection.execute(
-            sa.update(executions)
-            .where(executions.c.execution_id == execution.execution_id)
-            .values(state=model.STARTED, started_at=tx.now, import_ms=request.import_ms)
+        statements.change(
+            tx.connection,
+            executions,
+            {"execution_id": execution.execution_id},
+            state=model.STARTED,
+            started_at=tx.now,
+            import_ms=request.import_ms,
         )
         _set_deadline(tx, who.worker_id, None)
         return wire.Order()
@@ -384,7 +364,7 @@ def report(
     if request.values:
         row = _store_values(tx, context, row, execution.attempt, request.values)
     if request.end is not None:
-        _end(tx, row, execution, _within_limits(request.end))
+        _end(tx, context, row, execution, _within_limits(request.end))
         _set_deadline(tx, who.worker_id, tx.now + EXIT_PATIENCE_S)
         return wire.Order()
     return _order(row)
@@ -399,11 +379,9 @@ def _own(tx: Transaction, who: WorkerIdentity, execution_id: str) -> tuple[Row, 
 
 
 def _own_rows(connection: sa.Connection, who: WorkerIdentity, execution_id: str) -> tuple[Row, Row]:
-    execution = connection.execute(
-        sa.select(executions).where(
-            executions.c.execution_id == execution_id, executions.c.worker_id == who.worker_id
-        )
-    ).first()
+    execution = statements.first(
+        connection, executions, execution_id=execution_id, worker_id=who.worker_id
+    )
     if execution is None:
         message = f"{execution_id} is not an execution of this worker."
         raise ClaimRefused(message)
@@ -415,9 +393,7 @@ def _own_rows(connection: sa.Connection, who: WorkerIdentity, execution_id: str)
 
 
 def _set_deadline(tx: Transaction, worker_id: str, at: float | None) -> None:
-    tx.connection.execute(
-        sa.update(workers).where(workers.c.worker_id == worker_id).values(deadline_at=at)
-    )
+    statements.change(tx.connection, workers, {"worker_id": worker_id}, deadline_at=at)
     if at is not None:
         tx.after_commit(SetTimer(at))
 
@@ -432,9 +408,10 @@ def _store_values(
         if len(value.value) > MAX_CHARACTERS:
             message = f"A yielded value is {len(value.value)} characters long; the limit is {MAX_CHARACTERS}."
             raise FunctionOutputSizeLimitExceeded(message, "Yield a location in storage.")
-    tx.connection.execute(
-        sa.insert(values),
-        [
+    statements.insert(
+        tx.connection,
+        values,
+        *(
             {
                 "invocation_id": row.invocation_id,
                 "number": value.number,
@@ -442,7 +419,7 @@ def _store_values(
                 "value": value.value,
             }
             for value in new
-        ],
+        ),
     )
     kept, size = row.values_kept + len(new), row.values_bytes + sum(len(v.value) for v in new)
     kept, size = _drop_oldest(tx, context, row.invocation_id, kept, size)
@@ -491,15 +468,14 @@ def _within_limits(end: wire.ExecutionEnd) -> wire.ExecutionEnd:
 # --- ends -----------------------------------------------------------------------------------------------
 
 
-def _end(tx: Transaction, row: Row, execution: Row, end: wire.ExecutionEnd) -> None:
-    version = tx.connection.execute(
-        sa.select(versions).where(versions.c.version_id == row.version_id)
-    ).one()
+def _end(
+    tx: Transaction, context: Context, row: Row, execution: Row, end: wire.ExecutionEnd
+) -> None:
     settled = decide.settle(
         status=row.status,
         end=end,
         failed_before=row.num_failed_attempts,
-        settings=rows.description(tx.connection, version, row.function).settings,
+        settings=_settings(tx, context, row),
         now=tx.now,
         jitter=random.random(),
     )
@@ -514,60 +490,57 @@ def _end(tx: Transaction, row: Row, execution: Row, end: wire.ExecutionEnd) -> N
         columns |= {"waiting": model.DELAYED, "due_at": settled.due_at}
         tx.after_commit(SetTimer(settled.due_at))
     rows.move(tx, row, settled.status, **columns)
-    tx.wake()
 
 
 def _end_execution(tx: Transaction, execution: Row, end: wire.ExecutionEnd) -> None:
-    tx.connection.execute(
-        sa.update(executions)
-        .where(executions.c.execution_id == execution.execution_id)
-        .values(
-            state=model.ENDED,
-            outcome=end.outcome,
-            error=None if end.error is None else asdict(end.error),
-            exit_code=end.exit_code,
-            signal=end.signal,
-            peak_memory_bytes=end.peak_memory_bytes,
-            run_ms=end.run_ms,
-            ended_at=tx.now,
-        )
+    statements.change(
+        tx.connection,
+        executions,
+        {"execution_id": execution.execution_id},
+        state=model.ENDED,
+        outcome=end.outcome,
+        error=None if end.error is None else asdict(end.error),
+        exit_code=end.exit_code,
+        signal=end.signal,
+        peak_memory_bytes=end.peak_memory_bytes,
+        run_ms=end.run_ms,
+        ended_at=tx.now,
     )
 
 
-def worker_not_made(tx: Transaction, worker_id: str, why: str) -> None:
+def worker_not_made(tx: Transaction, context: Context, worker_id: str, why: str) -> None:
     """The runner could not make it, or it was lost before its claim: another will be made, at no retry's cost."""
-    _worker_ends(tx, WorkerEnd(worker_id, detail=why))
+    _worker_ends(tx, context, WorkerEnd(worker_id, detail=why))
 
 
-def worker_gone(tx: Transaction, end: WorkerEnd) -> None:
+def worker_gone(tx: Transaction, context: Context, end: WorkerEnd) -> None:
     """No process of the worker is left: its slot and room are free, and what it had not ended is lost."""
-    _worker_ends(tx, end)
+    _worker_ends(tx, context, end)
 
 
-def _worker_ends(tx: Transaction, end: WorkerEnd) -> None:
-    worker = tx.connection.execute(
-        sa.select(workers).where(workers.c.worker_id == end.worker_id)
-    ).first()
+def _worker_ends(tx: Transaction, context: Context, end: WorkerEnd) -> None:
+    worker = statements.first(tx.connection, workers, worker_id=end.worker_id)
     if worker is None or worker.gone_at is not None:
         return
-    tx.connection.execute(
-        sa.update(workers)
-        .where(workers.c.worker_id == end.worker_id)
-        .values(state=model.GONE, gone_at=tx.now, deadline_at=None)
+    statements.change(
+        tx.connection,
+        workers,
+        {"worker_id": end.worker_id},
+        state=model.GONE,
+        gone_at=tx.now,
+        deadline_at=None,
     )
     rows.count(tx, worker.project, worker.function, workers=-1)
     tx.after_commit(ForgetWorker(end.worker_id))
     tx.changed(f"worker:{end.worker_id}", f"project:{worker.project}", "workers")
-    execution = tx.connection.execute(
-        sa.select(executions).where(executions.c.execution_id == worker.execution_id)
-    ).one()
+    execution = statements.one(tx.connection, executions, execution_id=worker.execution_id)
     row = rows.invocation(tx.connection, worker.invocation_id)
     if execution.state == model.STARTING:
         _try_again(tx, row, execution, end)
     elif execution.state == model.STARTED:
         error = wire.FunctionError(f"worker lost: {end.detail or 'it ended without a report'}")
         lost = wire.ExecutionEnd("lost", error=error, exit_code=end.exit_code, signal=end.signal)
-        _end(tx, row, execution, lost)
+        _end(tx, context, row, execution, lost)
     _terminate_if_over(tx, worker.invocation_id)
     tx.wake()
 
@@ -595,10 +568,12 @@ def _terminate_if_over(tx: Transaction, invocation_id: str) -> None:
     if not decide.is_final(row.status) or rows.live_worker(tx.connection, invocation_id):
         return
     if not row.terminated:
-        tx.connection.execute(
-            sa.update(invocations)
-            .where(invocations.c.seq == row.seq)
-            .values(terminated=True, revision=row.revision + 1)
+        statements.change(
+            tx.connection,
+            invocations,
+            {"seq": row.seq},
+            terminated=True,
+            revision=row.revision + 1,
         )
         tx.changed(f"inv:{invocation_id}")
     purge_if_empty(tx, row.project)
@@ -606,14 +581,10 @@ def _terminate_if_over(tx: Transaction, invocation_id: str) -> None:
 
 def set_unreachable(tx: Transaction, worker_id: str, unreachable: bool) -> None:
     """Notes whether a worker that lives is silent."""
-    worker = tx.connection.execute(
-        sa.select(workers).where(workers.c.worker_id == worker_id, workers.c.gone_at.is_(None))
-    ).first()
-    if worker is None or worker.unreachable == unreachable:
+    worker = statements.first(tx.connection, workers, worker_id=worker_id)
+    if worker is None or worker.gone_at is not None or worker.unreachable == unreachable:
         return
-    tx.connection.execute(
-        sa.update(workers).where(workers.c.worker_id == worker_id).values(unreachable=unreachable)
-    )
+    statements.change(tx.connection, workers, {"worker_id": worker_id}, unreachable=unreachable)
     row = rows.invocation(tx.connection, worker.invocation_id)
     if not decide.is_final(row.status):
         rows.move(tx, row, row.status)

@@ -23,9 +23,11 @@ from multinode.limits import (
 )
 from multinode_control_plane import decide, model
 from multinode_control_plane.model import executions, invocations, queues, values, workers
-from multinode_control_plane.service import rows
+from multinode_control_plane.service import rows, statements
 from multinode_control_plane.service.actions import RemoveLogs, SetTimer, StopWorker
-from multinode_control_plane.service.rows import Row
+from multinode_control_plane.service.catalog import Catalog
+from multinode_control_plane.service.catalog import read as read_version
+from multinode_control_plane.service.statements import Row
 from multinode_control_plane.store import Transaction
 
 VALUES_PAGE = 1_000
@@ -33,13 +35,15 @@ VALUES_PAGE_BYTES = 4 * 1024 * 1024
 
 
 def start(
-    tx: Transaction, project: str, function: str, request: wire.StartRequest
+    tx: Transaction, catalog: Catalog, project: str, function: str, request: wire.StartRequest
 ) -> wire.StartAnswer:
     """Creates the invocations, all or none. The same request again gets the same ids."""
     _check_start(request)
     project_row = rows.live_project(tx.connection, project)
-    version_row = rows.version(tx.connection, project_row, request.version_id)
-    described = rows.description(tx.connection, version_row, function)
+    version_id = project_row.latest_version_id
+    if request.version_id is not None:
+        version_id = rows.version(tx.connection, project_row, request.version_id).version_id
+    described = catalog.version(tx.connection, version_id).function(function)
     known = _started_before(tx, project, function, request)
     if known is not None:
         return known
@@ -48,7 +52,7 @@ def start(
     common = {
         "project": project,
         "function": function,
-        "version_id": version_row.version_id,
+        "version_id": version_id,
         "status": wire.PENDING,
         "waiting": model.DELAYED if request.delay_s > 0 else model.READY,
         "due_at": tx.now + request.delay_s if request.delay_s > 0 else None,
@@ -61,12 +65,13 @@ def start(
         "created_at": tx.now,
     }
     ids = [model.new_id("inv") for _ in request.inputs]
-    tx.connection.execute(
-        sa.insert(invocations),
-        [
+    statements.insert(
+        tx.connection,
+        invocations,
+        *(
             {**common, "invocation_id": i, "input": text}
             for i, text in zip(ids, request.inputs, strict=True)
-        ],
+        ),
     )
     if request.delay_s > 0:
         tx.after_commit(SetTimer(tx.now + request.delay_s))
@@ -98,18 +103,22 @@ def _check_start(request: wire.StartRequest) -> None:
             raise FunctionInputSizeLimitExceeded(message, hint)
 
 
+_SAME_REQUEST = (
+    sa.select(invocations.c.invocation_id)
+    .where(
+        invocations.c.request_key == sa.bindparam("key"),
+        invocations.c.project == sa.bindparam("project"),
+    )
+    .order_by(invocations.c.seq)
+)
+
+
 def _started_before(
     tx: Transaction, project: str, function: str, request: wire.StartRequest
 ) -> wire.StartAnswer | None:
     if request.request_key:
-        same = tx.connection.execute(
-            sa.select(invocations.c.invocation_id)
-            .where(
-                invocations.c.request_key == request.request_key, invocations.c.project == project
-            )
-            .order_by(invocations.c.seq)
-        ).scalars()
-        if ids := list(same):
+        same = {"key": request.request_key, "project": project}
+        if ids := list(tx.connection.execute(_SAME_REQUEST, same).scalars()):
             return wire.StartAnswer(ids)
     if request.idempotency_key is None:
         return None
@@ -209,9 +218,9 @@ def page(
         project_row = rows.project(connection, project)
         query = query.where(invocations.c.project == project)
         if function is not None:
-            rows.description(
-                connection, rows.version(connection, project_row, version_id), function
-            )
+            read_version(
+                connection, rows.version(connection, project_row, version_id).version_id
+            ).function(function)
             query = query.where(invocations.c.function == function)
     if version_id is not None and version_id != "latest":
         query = query.where(invocations.c.version_id == version_id)
@@ -301,10 +310,10 @@ def cancel_all(tx: Transaction, project: str, function: str | None) -> wire.Canc
     return cancel(tx, list(tx.connection.execute(query).scalars()))
 
 
-def retry(tx: Transaction, invocation_id: str) -> wire.StartAnswer:
+def retry(tx: Transaction, catalog: Catalog, invocation_id: str) -> wire.StartAnswer:
     """Starts a new invocation of the latest version with the same input."""
     row = rows.invocation(tx.connection, invocation_id)
-    return start(tx, row.project, row.function, wire.StartRequest(inputs=[row.input]))
+    return start(tx, catalog, row.project, row.function, wire.StartRequest(inputs=[row.input]))
 
 
 def detail(connection: sa.Connection, invocation_id: str, now: float) -> wire.InvocationDetail:
@@ -379,9 +388,7 @@ def execution_ids(connection: sa.Connection, invocation_id: str) -> list[tuple[s
 
 def purge_if_empty(tx: Transaction, project: str) -> None:
     """Removes a project that is being deleted, with all that belongs to it, once no worker of it is left."""
-    row = tx.connection.execute(
-        sa.select(model.projects).where(model.projects.c.name == project)
-    ).first()
+    row = statements.first(tx.connection, model.projects, name=project)
     if row is None or row.deleting_at is None or _unfinished(tx.connection, project):
         return
     own = sa.select(invocations.c.invocation_id).where(invocations.c.project == project)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import sqlalchemy as sa
 
 from multinode import wire
 from multinode.errors import (
-    FunctionNotFound,
     InternalError,
     InvocationNotFound,
     ProjectBeingDeleted,
@@ -17,28 +15,16 @@ from multinode.errors import (
     VersionNotFound,
 )
 from multinode_control_plane import decide, model
-from multinode_control_plane.model import (
-    functions,
-    invocations,
-    projects,
-    queues,
-    versions,
-    workers,
-)
+from multinode_control_plane.model import invocations, projects, queues, versions, workers
+from multinode_control_plane.service import statements
+from multinode_control_plane.service.hints import nearest_hint
+from multinode_control_plane.service.statements import Row
 from multinode_control_plane.store import Transaction
-
-Row = sa.Row[Any]
-
-
-def nearest_hint(name: str, names: list[str], otherwise: str) -> str:
-    """ "Did you mean …?" where one of ``names`` is like ``name``."""
-    found = difflib.get_close_matches(name, names, n=1)
-    return f"Did you mean {found[0]!r}?" if found else otherwise
 
 
 def project(connection: sa.Connection, name: str) -> Row:
     """The project's row. Raises ProjectNotFound."""
-    row = connection.execute(sa.select(projects).where(projects.c.name == name)).first()
+    row = statements.first(connection, projects, name=name)
     if row is None:
         names = list(connection.execute(sa.select(projects.c.name)).scalars())
         message = f"There is no project {name!r}."
@@ -60,17 +46,9 @@ def live_project(connection: sa.Connection, name: str) -> Row:
 def version(connection: sa.Connection, project_row: Row, version_id: str | None) -> Row:
     """The version's row; None and ``latest`` are the latest. Raises VersionNotFound."""
     wanted = version_id if version_id and version_id != "latest" else project_row.latest_version_id
-    row = connection.execute(
-        sa.select(versions).where(
-            versions.c.version_id == wanted, versions.c.project == project_row.name
-        )
-    ).first()
-    if row is None and wanted.isdigit():
-        row = connection.execute(
-            sa.select(versions).where(
-                versions.c.number == int(wanted), versions.c.project == project_row.name
-            )
-        ).first()
+    row = statements.first(connection, versions, version_id=wanted, project=project_row.name)
+    if row is None and wanted.isdecimal():
+        row = statements.first(connection, versions, number=int(wanted), project=project_row.name)
     if row is None:
         message = f"The project {project_row.name!r} has no version {wanted!r}."
         hint = f"`multinode describe {project_row.name}` shows its versions."
@@ -78,37 +56,9 @@ def version(connection: sa.Connection, project_row: Row, version_id: str | None)
     return row
 
 
-def description(connection: sa.Connection, version_row: Row, name: str) -> wire.FunctionDescription:
-    """The function as this version has it. Raises FunctionNotFound."""
-    found = connection.execute(
-        sa.select(functions.c.description).where(
-            functions.c.version_id == version_row.version_id, functions.c.name == name
-        )
-    ).scalar()
-    if found is None:
-        names = [item.name for item in descriptions(connection, version_row.version_id)]
-        message = (
-            f"Version {version_row.number} of {version_row.project!r} has no function {name!r}."
-        )
-        raise FunctionNotFound(message, nearest_hint(name, names, f"It has: {', '.join(names)}."))
-    return wire.from_plain(wire.FunctionDescription, found)
-
-
-def descriptions(connection: sa.Connection, version_id: str) -> list[wire.FunctionDescription]:
-    """The version's functions, in the order in which ``main.py`` defines them."""
-    found = connection.execute(
-        sa.select(functions.c.description)
-        .where(functions.c.version_id == version_id)
-        .order_by(functions.c.position)
-    ).scalars()
-    return [wire.from_plain(wire.FunctionDescription, item) for item in found]
-
-
 def invocation(connection: sa.Connection, invocation_id: str, *, within: str | None = None) -> Row:
     """The invocation's row. Raises InvocationNotFound, also for another project than ``within``."""
-    row = connection.execute(
-        sa.select(invocations).where(invocations.c.invocation_id == invocation_id)
-    ).first()
+    row = statements.first(connection, invocations, invocation_id=invocation_id)
     if row is None or (within is not None and row.project != within):
         message = f"There is no invocation {invocation_id!r}."
         raise InvocationNotFound(message, "`multinode ps -a` shows recent ones.")
@@ -132,12 +82,15 @@ def move(tx: Transaction, row: Row, status: str, **columns: Any) -> None:
             "pending_note": None,
         }
         columns |= {"finished_at": tx.now}
-    changed = tx.connection.execute(
-        sa.update(invocations)
-        .where(invocations.c.seq == row.seq, invocations.c.revision == row.revision)
-        .values(status=status, revision=row.revision + 1, **columns)
+    changed = statements.change(
+        tx.connection,
+        invocations,
+        {"seq": row.seq, "revision": row.revision},
+        status=status,
+        revision=row.revision + 1,
+        **columns,
     )
-    if changed.rowcount != 1:
+    if changed != 1:
         message = f"{row.invocation_id} was changed by somebody else meanwhile."
         raise InternalError(message)
     was, now = row.waiting == model.READY, columns.get("waiting", row.waiting) == model.READY
@@ -150,21 +103,33 @@ def count(
     tx: Transaction, project_name: str, function: str, *, ready: int = 0, workers: int = 0
 ) -> None:
     """Adds to the function's counts of ready invocations and of workers that hold a slot."""
-    tx.connection.execute(
-        sa.update(queues)
-        .where(queues.c.project == project_name, queues.c.function == function)
-        .values(ready=queues.c.ready + ready, workers=queues.c.workers + workers)
+    own = {"own_project": project_name, "own_function": function}
+    tx.connection.execute(_COUNT, {**own, "more_ready": ready, "more_workers": workers})
+
+
+_COUNT = (
+    sa.update(queues)
+    .where(
+        queues.c.project == sa.bindparam("own_project"),
+        queues.c.function == sa.bindparam("own_function"),
     )
+    .values(
+        ready=queues.c.ready + sa.bindparam("more_ready"),
+        workers=queues.c.workers + sa.bindparam("more_workers"),
+    )
+)
+
+_LIVE_WORKER = (
+    sa.select(workers)
+    .where(workers.c.invocation_id == sa.bindparam("id"), workers.c.gone_at.is_(None))
+    .order_by(workers.c.created_at.desc())
+    .limit(1)
+)
 
 
 def live_worker(connection: sa.Connection, invocation_id: str) -> Row | None:
     """The invocation's newest worker that is not gone."""
-    return connection.execute(
-        sa.select(workers)
-        .where(workers.c.invocation_id == invocation_id, workers.c.gone_at.is_(None))
-        .order_by(workers.c.created_at.desc())
-        .limit(1)
-    ).first()
+    return connection.execute(_LIVE_WORKER, {"id": invocation_id}).first()
 
 
 def reason(connection: sa.Connection, row: Row, now: float) -> tuple[str | None, bool]:
@@ -174,9 +139,7 @@ def reason(connection: sa.Connection, row: Row, now: float) -> tuple[str | None,
     worker = live_worker(connection, row.invocation_id)
     if row.status != wire.PENDING:
         return None, bool(worker is not None and worker.unreachable)
-    queue = connection.execute(
-        sa.select(queues).where(queues.c.project == row.project, queues.c.function == row.function)
-    ).one()
+    queue = statements.one(connection, queues, project=row.project, function=row.function)
     facts = decide.PendingFacts(
         waiting=row.waiting,
         due_at=row.due_at,

@@ -1,0 +1,41 @@
+"""``python -m multinode.worker``: one worker, whose launch comes through a pipe, a file or the environment.
+
+--launch-fd N        a descriptor to read it from
+--launch-file PATH   a file
+MULTINODE_LAUNCH     the environment
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import List, NoReturn
+
+from . import child, processes, supervisor
+from .launch import Launch, from_json
+
+
+def main(arguments: List[str]) -> NoReturn:
+    """Reads the launch and lives the worker's life."""
+    signals = supervisor.Signals()
+    launch = _read_launch(arguments)
+    processes.adopt_orphans()
+    supervisor.supervise(launch, child.start(), signals)
+
+
+def _read_launch(arguments: List[str]) -> Launch:
+    source, _, value = " ".join(arguments).partition(" ")
+    try:
+        if source == "--launch-fd":
+            with os.fdopen(int(value)) as pipe:
+                return from_json(pipe.read())
+        if source == "--launch-file":
+            return from_json(Path(value).read_text())
+        if not source and "MULTINODE_LAUNCH" in os.environ:
+            return from_json(os.environ.pop("MULTINODE_LAUNCH"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"multinode worker: no launch could be read: {error}")
+    sys.exit("multinode worker: give --launch-fd N or --launch-file PATH, or set MULTINODE_LAUNCH")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

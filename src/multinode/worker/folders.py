@@ -1,0 +1,78 @@
+"""The files and folders of one worker: the file by which its runner knows it, and its working folder."""
+
+import fcntl
+import json
+import os
+from contextlib import suppress
+from typing import Optional
+
+from . import processes
+from .launch import Launch
+
+
+class WorkerFile:
+    """``workers/<id>.json``: it is there and locked while its supervisor lives.
+
+    A runner that finds it locked knows that the process which wrote it is alive, whatever became of its pid.
+    """
+
+    def __init__(self, path: str, worker_id: str) -> None:
+        """Writes and locks the file, which appears complete and locked. Raises OSError."""
+        self._path = path
+        pid = os.getpid()
+        content = {
+            "worker_id": worker_id,
+            "pid": pid,
+            "start_ticks": processes.start_of(pid),
+            "boot_id": processes.boot_id(),
+            "starter_pid": os.getppid(),
+        }
+        draft = f"{path}.{pid}"
+        self._fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        os.write(self._fd, json.dumps(content).encode() + b"\n")
+        os.rename(draft, path)  # noqa: PTH104 - pathlib is not imported here
+
+    def remove(self) -> None:
+        """Removes the file; its lock ends with this process."""
+        with suppress(OSError):
+            os.unlink(self._path)  # noqa: PTH108
+
+
+class Folders:
+    """The working folder, and for a worker that fetches its bundle itself the folder for that; both are the worker's own."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._own: Optional[str] = None
+        if launch.work_dir is None or launch.code_dir is None:
+            parent = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - made with mode 0700
+            self._own = os.path.join(parent, f"multinode-{launch.worker_id}")  # noqa: PTH118
+            os.mkdir(self._own, 0o700)  # noqa: PTH102
+        self.bundle_dir = self._own or ""
+        self.work_dir = launch.work_dir or os.path.join(self.bundle_dir, "work")  # noqa: PTH118
+
+    def make_work_dir(self, code_dir: str) -> None:
+        """Makes the working folder, with a link to each top-level entry of ``code_dir``: relative reads work, writes stay here."""
+        os.mkdir(self.work_dir, 0o700)  # noqa: PTH102
+        for entry in os.scandir(code_dir):
+            os.symlink(entry.path, os.path.join(self.work_dir, entry.name))  # noqa: PTH118
+
+    def remove(self) -> None:
+        """Removes all of it, as far as that can be done."""
+        for folder in (self.work_dir, self._own):
+            if folder is not None:
+                remove_tree(folder)
+
+
+def remove_tree(folder: str) -> None:
+    """Removes a folder and what is in it; what cannot be removed stays. ``shutil`` costs 5 ms of imports."""
+    with suppress(OSError):
+        os.chmod(folder, 0o700)  # noqa: PTH101
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    remove_tree(entry.path)
+                else:
+                    with suppress(OSError):
+                        os.unlink(entry.path)  # noqa: PTH108
+        os.rmdir(folder)  # noqa: PTH106

@@ -1,0 +1,185 @@
+"""Processes as the operating system knows them: who adopts orphans, who dies with whom, what is left, what it cost.
+
+Linux gives all of it (subreaper, parent-death signal, ``/proc``, cgroups). Elsewhere the functions do what can be done there:
+process groups. Nothing here knows of invocations.
+"""
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Collection, List, Optional, Tuple
+
+IS_LINUX = sys.platform == "linux"
+
+# prctl(2)
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def preload() -> None:
+    """Loads ctypes now, so that a fork of this process has it already."""
+    if IS_LINUX:
+        _prctl()
+
+
+def adopt_orphans() -> None:
+    """Makes this process the new parent of every descendant whose own parent dies (Linux)."""
+    if IS_LINUX:
+        _prctl()(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Has the kernel kill this process when its parent dies (Linux); exits at once if it is dead already."""
+    if IS_LINUX:
+        _prctl()(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def go_first_when_memory_ends() -> None:
+    """Makes this process and its descendants the ones that the kernel kills first when memory runs out (Linux)."""
+    if IS_LINUX:
+        with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123 - once a worker
+            file.write("1000")
+
+
+def start_of(pid: int) -> int:
+    """When a process started, in clock ticks since boot; 0 where that is unknown. A reused pid has another one."""
+    fields = _stat_fields(str(pid))
+    return int(fields[19]) if fields else 0
+
+
+def boot_id() -> str:
+    """An id that each boot of this machine gets anew; empty where there is none."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def children(parent_pid: Optional[int] = None) -> List[int]:
+    """The children of a process (default: this one), zombies too; empty where there is no ``/proc``.
+
+    Scans ``/proc``: the kernel's own list (``/proc/…/task/…/children``) is not built into every kernel.
+    """
+    parent = str(os.getpid() if parent_pid is None else parent_pid)
+    found = []
+    with suppress(OSError):
+        for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib would build thousands of paths
+            if name.isdigit() and _stat_fields(name)[1:2] == [parent]:
+                found.append(int(name))
+    return found
+
+
+def close_all_but(kept: Collection[int]) -> None:
+    """Closes every descriptor from 3 on that is not in ``kept``."""
+    folder = "/proc/self/fd" if IS_LINUX else "/dev/fd"
+    for name in os.listdir(folder):  # noqa: PTH208 - descriptors, not paths
+        fd = int(name)
+        if fd > 2 and fd not in kept:
+            with suppress(OSError):  # the descriptor that listdir had open
+                os.close(fd)
+
+
+def kill_group(leader_pid: int) -> None:
+    """SIGKILL to a process and to the group that it leads; nothing happens where both are gone."""
+    for kill in (os.killpg, os.kill):
+        with suppress(ProcessLookupError, PermissionError):
+            kill(leader_pid, signal.SIGKILL)
+
+
+def kill_remaining_children() -> None:
+    """Kills and reaps children until there are none, including those that their ends turn into ours.
+
+    Blocks until the last one is gone. Costs one system call where there is none. Only for a process that adopts orphans, and
+    that has no child that is to live on.
+    """
+    while True:
+        try:
+            reaped, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if reaped:
+            continue
+        found = children()
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not found and not IS_LINUX:
+            return
+        with suppress(ChildProcessError):
+            os.waitpid(-1, 0)
+
+
+def split_status(status: int) -> Tuple[Optional[int], Optional[int]]:
+    """A raw wait status as ``(exit code, signal)``; one of them is None."""
+    if os.WIFSIGNALED(status):
+        return None, os.WTERMSIG(status)
+    return os.WEXITSTATUS(status), None
+
+
+def peak_bytes(max_rss: int) -> int:
+    """``ru_maxrss`` in bytes: it counts KiB, on macOS bytes."""
+    return max_rss if sys.platform == "darwin" else max_rss * 1024
+
+
+class OomCounter:
+    """Counts the processes of this process's memory cgroup (v1 or v2) that the kernel killed for lack of memory."""
+
+    def __init__(self, proc: str = "/proc/self", cgroups: str = "/sys/fs/cgroup") -> None:
+        self._path = _oom_events_file(proc, cgroups)
+        self._before = self._read()
+
+    def has_risen(self) -> bool:
+        """Whether one was killed since this object was made; False where nobody counts."""
+        return self._read() > self._before
+
+    def _read(self) -> int:
+        if self._path is not None:
+            with suppress(OSError, ValueError):
+                for line in self._path.read_text().splitlines():
+                    name, _, count = line.partition(" ")
+                    if name == "oom_kill":
+                        return int(count)
+        return 0
+
+
+def _oom_events_file(proc: str, cgroups: str) -> Optional[Path]:
+    """The file with the line ``oom_kill N``. In a container with its own cgroup namespace the path is ``/``."""
+    with suppress(OSError):
+        for line in Path(proc, "cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            inner = path.lstrip("/")
+            if "memory" in controllers.split(","):
+                candidates = [
+                    Path(cgroups, "memory", inner, "memory.oom_control"),
+                    Path(cgroups, "memory", "memory.oom_control"),
+                ]
+            elif not controllers:
+                candidates = [
+                    Path(cgroups, inner, "memory.events"),
+                    Path(cgroups, "memory.events"),
+                ]
+            else:
+                continue
+            for candidate in candidates:
+                if candidate.exists():
+                    return candidate
+    return None
+
+
+def _stat_fields(pid: str) -> List[str]:
+    """The fields of ``/proc/<pid>/stat`` from the third (state) on; empty where the process is gone."""
+    with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - for thousands
+        text = file.read().decode("utf-8", "replace")
+        return text[text.rindex(")") + 2 :].split()  # the name before it may hold anything
+    return []
+
+
+@lru_cache(maxsize=None)
+def _prctl() -> Any:
+    import ctypes  # 4 ms, and Linux only
+
+    return ctypes.CDLL(None, use_errno=True).prctl

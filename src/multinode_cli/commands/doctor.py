@@ -1,0 +1,158 @@
+"""``multinode doctor``: one line a check, and for each failure its cure. Changes and starts nothing."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+
+from multinode.client import Client
+from multinode.errors import MultinodeError, NotLoggedIn
+from multinode.wire import ServerInfo
+from multinode_cli.commands import local_server
+from multinode_cli.commands.frame import Answer, Commands, Session
+from multinode_cli.commands.shown import moment
+from multinode_cli.console import Console
+
+commands = Commands()
+
+_MAX_CLOCK_DIFFERENCE_S = 30.0
+_MIN_FREE_BYTES = 1024**3
+_MARKS = {"ok": "green", "note": "yellow", "FAIL": "red"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. ``state`` is ``ok``, ``note`` (works, but worth knowing) or ``FAIL``."""
+
+    name: str
+    state: str
+    finding: str
+    cure: str = ""
+
+
+@commands.add("doctor")
+def doctor(session: Session) -> Answer:
+    """Check Python, uv, Docker, the control plane, credentials, clock and disk.
+
+    Example: multinode doctor
+    """
+    checks = [
+        _python(),
+        _server_extra(),
+        _uv(),
+        _docker(),
+        *_control_plane(session),
+        _disk(session.settings.home),
+    ]
+    failed = any(check.state == "FAIL" for check in checks)
+
+    def show(console: Console) -> None:
+        for check in checks:
+            console.out(
+                f"{console.styled(f'{check.state:5}', _MARKS[check.state])} {check.name:14} {check.finding}"
+            )
+            if check.cure:
+                console.out(f"{'':20} {check.cure}")
+
+    data = [
+        {"check": check.name, "state": check.state, "finding": check.finding, "cure": check.cure}
+        for check in checks
+    ]
+    return Answer(data, show, exit_code=1 if failed else 0)
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check("Python", "ok", f"{version}, {sys.executable}")
+
+
+def _server_extra() -> Check:
+    try:
+        local_server.check_installed()
+    except MultinodeError as error:
+        return Check(
+            "server", "note", error.message, f"Only a local control plane needs it. {error.hint}"
+        )
+    return Check("server", "ok", "installed")
+
+
+def _uv() -> Check:
+    if find_spec("uv") is not None or shutil.which("uv"):
+        return Check("uv", "ok", "present")
+    cure = "Only a local control plane needs it, for the functions' environments: pip install uv"
+    return Check("uv", "note", "not found", cure)
+
+
+def _docker() -> Check:
+    if not shutil.which("docker"):
+        return Check("Docker", "note", "not found; the process runner does without it")
+    return Check("Docker", "ok", "present; this release does not use it yet")
+
+
+def _control_plane(session: Session) -> list[Check]:
+    try:
+        found = _find(session)
+    except MultinodeError as error:
+        return [Check("credentials", "FAIL", error.message, error.hint)]
+    if found is None:
+        finding = "none: nobody has logged in, and no local one runs"
+        cure = "A command that needs one starts it; `multinode login URL` chooses another."
+        return [Check("control plane", "note", finding, cure)]
+    client, source = found
+    try:
+        info = client.call(ServerInfo, "GET", "/v1/server")
+    except NotLoggedIn as error:
+        return [
+            Check("control plane", "ok", client.url),
+            Check("credentials", "FAIL", f"{error.message} ({source})", error.hint),
+        ]
+    except MultinodeError as error:
+        return [Check("control plane", "FAIL", error.message, error.hint)]
+    missing = [name for name in ("cpu", "memory") if name not in info.enforces]
+    limits = f", does not enforce {' and '.join(missing)}" if missing else ""
+    return [
+        Check("control plane", "ok", f"{client.url}, version {info.version}"),
+        Check("runner", "note" if missing else "ok", f"{info.runner}{limits}"),
+        Check("credentials", "ok", f"key {info.key_name!r} ({info.role}), from {source}"),
+        _clock(info),
+    ]
+
+
+def _find(session: Session) -> tuple[Client, str] | None:
+    """As a command would choose it, but a local control plane is not started."""
+    profile = session.project_file.profile
+    if profile is None and session.settings.is_logged_out():
+        server = local_server.find(session.settings.home)
+        if server is None:
+            return None
+        return Client(server.url, server.key, retry_s=0), "server.json"
+    found = session.settings.connection(profile)
+    return Client(found.url, found.key, retry_s=0), found.source
+
+
+def _clock(info: ServerInfo) -> Check:
+    theirs = moment(info.clock)
+    if theirs is None:
+        return Check("clock", "note", "the control plane does not tell its time")
+    difference_s = abs((datetime.now(timezone.utc) - theirs).total_seconds())
+    finding = f"{difference_s:.1f} s from the control plane's"
+    if difference_s > _MAX_CLOCK_DIFFERENCE_S:
+        return Check(
+            "clock", "FAIL", finding, "Set this machine's clock, or the control plane's, by NTP."
+        )
+    return Check("clock", "ok", finding)
+
+
+def _disk(home: Path) -> Check:
+    place = next(path for path in (home, *home.absolute().parents) if path.exists())
+    free_bytes = shutil.disk_usage(place).free
+    finding = f"{free_bytes / 1024**3:.1f} GiB free for {home}"
+    if free_bytes < _MIN_FREE_BYTES:
+        return Check(
+            "disk", "FAIL", finding, "Make room, or set MULTINODE_HOME to a folder on another disk."
+        )
+    return Check("disk", "ok", finding)

@@ -1,0 +1,201 @@
+"""The local control plane as a process: finding it, starting it, waiting for its end.
+
+Whether it runs is told by the lock that it holds on its data folder, never by its pid: a pid can be another
+process's by now, and is only shown.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from multinode.errors import MissingExtra, MultinodeError, ServerStartFailed, by_code
+from multinode_cli.console import Console
+from multinode_cli.settings import Settings
+
+_NEEDED = ("fastapi", "uvicorn", "sqlalchemy", "alembic", "cryptography")
+_LOG_TAIL_LINES = 15
+_MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """What ``server.json`` says of a control plane that runs. ``options`` start the same again."""
+
+    url: str
+    key: str = field(repr=False)
+    pid: int
+    data_dir: Path
+    options: Mapping[str, Any]
+
+
+def find(home: Path) -> RunningServer | None:
+    """The local control plane, None where none runs (a ``server.json`` that a crash has left says nothing)."""
+    try:
+        data = json.loads((home / "server.json").read_text(encoding="utf-8"))
+        options = data.get("options") or {}
+        data_dir = Path(options.get("data_dir") or home / "server")
+        server = RunningServer(data["url"], data["key"], int(data["pid"]), data_dir, options)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return server if _is_locked(data_dir / "lock") else None
+
+
+def ensure(settings: Settings, console: Console) -> RunningServer:
+    """The local control plane, started if need be, which one line then says."""
+    server = find(settings.home)
+    if server is not None:
+        return server
+    server, _ = start(settings, console, [])
+    console.note(f"Started a local control plane at {server.url} (multinode server stop ends it).")
+    return server
+
+
+def start(
+    settings: Settings, console: Console, options: Sequence[str]
+) -> tuple[RunningServer, bool]:
+    """Start it in the background and wait until it answers; with False where it ran already.
+
+    Two that start at once start one: the second waits for the first. Raises MissingExtra and ServerStartFailed.
+    """
+    check_installed()
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _start_lock(settings.home):
+        server = find(settings.home)
+        if server is not None:
+            return server, False
+        with console.changing_line("starting the local control plane"):
+            _spawn(settings, options)
+        server = find(settings.home)
+    if server is None:
+        message = "The local control plane came up and went away at once."
+        raise ServerStartFailed(message, f"Its log is {_log(settings.home)}.")
+    return server, True
+
+
+def command(home: Path, options: Sequence[str]) -> list[str]:
+    """The command line of the control plane's process."""
+    return [sys.executable, "-m", "multinode_control_plane", "--home", str(home), *options]
+
+
+def check_installed() -> None:
+    """Raise MissingExtra where the ``[server]`` extra is not installed."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        message = f"The control plane is not installed here ({', '.join(missing)} missing)."
+        raise MissingExtra(message, f"Install it with: {_install_command('server')}")
+
+
+def wait_until_gone(server: RunningServer) -> None:
+    """Return when the control plane's process has ended: then its lock is free."""
+    with (server.data_dir / "lock").open("r") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+
+
+def restart_options(server: RunningServer) -> list[str]:
+    """The options that start ``server`` as it was, on the port where it listens now."""
+    given = dict(server.options)
+    capacity = given.pop("capacity", None)
+    arguments = [f"--port={server.url.rpartition(':')[2].strip('/')}"]
+    if isinstance(capacity, dict):
+        arguments.append(f"--capacity=cpu={capacity['cpu']:g},memory={capacity['memory_mib']}MiB")
+    for name, value in given.items():
+        if name in ("home", "port") or value is None or value is False:
+            continue
+        flag = "--" + name.removesuffix("_s").replace("_", "-")
+        arguments.append(flag if value is True else f"{flag}={value}")
+    return arguments
+
+
+def _spawn(settings: Settings, options: Sequence[str]) -> None:
+    """Start the process and wait for its word, or its end."""
+    log = _log(settings.home)
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    reading, writing = os.pipe()
+    try:
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [*command(settings.home, options), "--ready-fd", str(writing)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                pass_fds=(writing,),
+                cwd="/",
+            )
+        process.returncode = 0  # it outlives this process on purpose: no ResourceWarning for it
+    except BaseException:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        word = pipe.readline()
+    _take(word, log)
+
+
+def _take(word: bytes, log: Path) -> None:
+    try:
+        said = json.loads(word)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        message = f"The local control plane ended while it started. Its last words:\n{_tail(log)}"
+        raise ServerStartFailed(message, f"The whole log is {log}.")
+    if "error" in said:
+        error = said["error"]
+        cls = by_code().get(error.get("code", ""), MultinodeError)
+        raise cls(str(error.get("message", "")), str(error.get("hint", "")))
+
+
+@contextmanager
+def _start_lock(home: Path) -> Iterator[None]:
+    with (home / "start.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _log(home: Path) -> Path:
+    return home / "server" / "server.log"
+
+
+def _tail(path: Path) -> str:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return "\n".join(f"  {line}" for line in text.splitlines()[-_LOG_TAIL_LINES:])
+
+
+def _install_command(extra: str) -> str:
+    """How to add an extra to this installation: from where it came, since PyPI's multinode is another program."""
+    from importlib.metadata import distribution  # lazy: only for an error
+
+    try:
+        origin = json.loads(distribution("multinode").read_text("direct_url.json") or "{}")
+    except (ImportError, OSError, ValueError):  # an odd installation must not hide what is missing
+        origin = {}
+    url = str(origin.get("url", ""))
+    if not url:
+        return f"pip install 'PATH-OF-THE-WHEEL-OR-REPOSITORY[{extra}]'"
+    place = url.removeprefix("file://")
+    if origin.get("dir_info", {}).get("editable"):
+        return f"{sys.executable} -m pip install -e '{place}[{extra}]'"
+    return f"{sys.executable} -m pip install 'multinode[{extra}] @ {url}'"

@@ -1,0 +1,158 @@
+"""How commands name things: ``PROJECT/FUNCTION@VERSION``, ``FUNCTION`` alone, ``inv-…``, and the long flags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from multinode.client import Client, path_of
+from multinode.errors import InputError, InvalidName, VersionNotFound
+from multinode.wire import ProjectDetail, ProjectInfo, VersionInfo
+from multinode_cli.commands.frame import Session
+from multinode_cli.errors import nearest
+from multinode_cli.tasks_folder import check_project_name
+
+ProjectName = Annotated[
+    str | None, typer.Option("--project-name", metavar="NAME", help="The project.")
+]
+FunctionName = Annotated[
+    str | None, typer.Option("--function-name", metavar="NAME", help="The function.")
+]
+VersionId = Annotated[
+    str | None,
+    typer.Option("--version-id", metavar="ID", help="The version; the latest without it."),
+]
+InvocationId = Annotated[
+    str | None, typer.Option("--invocation-id", metavar="ID", help="The invocation.")
+]
+
+
+@dataclass(frozen=True)
+class FunctionReference:
+    """A function; ``version_id`` is None for the latest version's."""
+
+    project: str
+    function: str
+    version_id: str | None = None
+
+
+def is_invocation(text: str) -> bool:
+    """Whether ``text`` is the id of an invocation."""
+    return text.startswith("inv-")
+
+
+def invocation_id(given: str | None, flag: str | None) -> str:
+    """The one that was given as argument or by ``--invocation-id``. Raises InputError and InvalidName."""
+    text = one_of(given, flag, what="invocation", flag_name="--invocation-id")
+    if not is_invocation(text):
+        message = f"{text!r} is no invocation's id."
+        raise InvalidName(message, "It begins with inv-; `multinode ps -a` lists the recent ones.")
+    return text
+
+
+def project_of(session: Session, given: str | None, flag: str | None) -> str:
+    """The project that was named, else the one of multinode.toml. Raises InputError where there is neither."""
+    if given is not None or flag is not None:
+        return check_project_name(one_of(given, flag, what="project", flag_name="--project-name"))
+    if session.project_file.project is None:
+        message = "No project was named."
+        raise InputError(message, "Give its name; multinode.toml names none here.")
+    return session.project_file.project
+
+
+def function_of(
+    session: Session,
+    text: str | None,
+    *,
+    project_name: str | None = None,
+    function_name: str | None = None,
+    version_id: str | None = None,
+) -> FunctionReference:
+    """The function that ``PROJECT/FUNCTION@VERSION`` and the long flags name together."""
+    name, _, version = (text or "").partition("@")
+    project, slash, function = name.rpartition("/")
+    function = one_of(function or None, function_name, what="function", flag_name="--function-name")
+    project = project_of(session, project if slash else None, project_name)
+    if version and version_id and version != version_id:
+        message = f"Two versions were given, {version!r} and {version_id!r}."
+        raise InputError(message, "Give one.")
+    chosen = version or version_id
+    if chosen and chosen.isdecimal():
+        chosen = version_by_number(session.client, project, int(chosen))
+    return FunctionReference(project, function, chosen or None)
+
+
+def version_by_number(client: Client, project: str, number: int) -> str:
+    """The id of a project's version ``number``. Raises VersionNotFound."""
+    versions = client.call(ProjectDetail, "GET", path_of("projects", project)).versions
+    for version in versions:
+        if version.number == number:
+            return version.version_id
+    message = f"The project {project!r} has no version {number}."
+    numbers = ", ".join(str(version.number) for version in versions[:10])
+    raise VersionNotFound(message, f"It has: {numbers}.")
+
+
+def one_of(given: str | None, flag: str | None, *, what: str, flag_name: str) -> str:
+    """The one that was given of an argument and its long flag. Raises InputError for none, or two that differ."""
+    if given and flag and given != flag:
+        message = f"Two values were given for the {what}, {given!r} and {flag_name} {flag!r}."
+        raise InputError(message, "Give one.")
+    found = given or flag
+    if not found:
+        message = f"No {what} was named."
+        raise InputError(message, f"Give it as an argument, or with {flag_name}.")
+    return found
+
+
+def known_function(version: VersionInfo, name: str) -> bool:
+    """Whether the version has a function of that name."""
+    return any(function.name == name for function in version.functions)
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The nearest of ``names``, else all of them, as a hint."""
+    listed = list(names)
+    return nearest(name, listed) or (f"There are: {', '.join(listed)}." if listed else "")
+
+
+# --- shell completion -----------------------------------------------------------------------------------
+
+
+def complete_project(incomplete: str) -> list[str]:
+    """Names of projects that begin so; none where no control plane is at hand. Never starts one."""
+    return [item.project for item in _projects() if item.project.startswith(incomplete)]
+
+
+def complete_function(incomplete: str) -> list[str]:
+    """``FUNCTION`` of the project here and ``PROJECT/FUNCTION`` of all, that begin so."""
+    here = _here()
+    names = [f"{item.project}/{name}" for item in _projects() for name in item.functions]
+    names += [name for item in _projects() if item.project == here for name in item.functions]
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def _here() -> str | None:
+    from multinode_cli.settings import read_settings
+
+    try:
+        session = Session(read_settings(profile=None, as_json=False, debug=False))
+        return session.project_file.project
+    except InputError:
+        return None
+
+
+def _projects() -> list[ProjectInfo]:
+    from multinode.errors import MultinodeError
+    from multinode_cli.settings import read_settings
+
+    settings = read_settings(profile=None, as_json=False, debug=False)
+    try:
+        found = Session(settings).settings.connection(None)
+        client = Client(found.url, found.key, retry_s=0)
+        return client.call(list[ProjectInfo], "GET", path_of("projects"))
+    except MultinodeError:
+        return []

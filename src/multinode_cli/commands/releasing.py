@@ -1,0 +1,240 @@
+"""``check``, ``deploy``, ``upgrade``: the stages of ``release``, told as they happen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from multinode.wire import to_plain
+from multinode_cli import release
+from multinode_cli.commands.frame import Answer, Commands, Session
+from multinode_cli.commands.names import ProjectName
+from multinode_cli.commands.shown import settings_text
+from multinode_cli.console import ChangingLine, Console
+from multinode_cli.errors import Interrupted
+
+commands = Commands()
+
+_Directory = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[TASKS_DIR]", help="The tasks folder, or a folder above it.", show_default=False
+    ),
+]
+_Plan = Annotated[bool, typer.Option("--plan", help="Show what would change, and change nothing.")]
+_NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Resolve the requirements anew, even where nothing differs."),
+]
+_StrictPython = Annotated[
+    bool,
+    typer.Option(
+        "--strict-python", help="Refuse a newer Python where the one asked for is missing."
+    ),
+]
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What ``deploy`` and ``upgrade`` are told."""
+
+    directory: Path | None
+    project_name: str | None
+    create: bool
+    plan: bool
+    no_cache: bool
+    strict_python: bool
+
+
+@commands.add("check")
+def check(session: Session, tasks_dir: _Directory = None) -> Answer:
+    """Say what is wrong in tasks/, without importing or sending anything.
+
+    Example: multinode check
+    """
+    checked = release.check(release.read(tasks_dir or Path.cwd()))
+    notice = checked.source.project_file.environment.notice
+    data = {
+        "functions": checked.functions,
+        "files": len(checked.source.files),
+        "notice": notice or None,
+    }
+
+    def show(console: Console) -> None:
+        if notice:
+            console.warn(notice)
+        names = ", ".join(checked.functions)
+        console.out(f"Nothing wrong can be seen. Functions: {names or 'only the import can tell'}.")
+
+    return Answer(data, show)
+
+
+@commands.add("deploy")
+def deploy(
+    session: Session,
+    tasks_dir: _Directory = None,
+    project_name: ProjectName = None,
+    plan: _Plan = False,
+    no_cache: _NoCache = False,
+    strict_python: _StrictPython = False,
+) -> Answer:
+    """Create the project, or add a version to it and make that the latest.
+
+    Example: multinode deploy
+    """
+    return _release(session, _Options(tasks_dir, project_name, True, plan, no_cache, strict_python))
+
+
+@commands.add("upgrade")
+def upgrade(
+    session: Session,
+    tasks_dir: _Directory = None,
+    project_name: ProjectName = None,
+    plan: _Plan = False,
+    no_cache: _NoCache = False,
+    strict_python: _StrictPython = False,
+) -> Answer:
+    """Like deploy, but the project must exist.
+
+    Example: multinode upgrade --project-name billing
+    """
+    return _release(
+        session, _Options(tasks_dir, project_name, False, plan, no_cache, strict_python)
+    )
+
+
+def _release(session: Session, options: _Options) -> Answer:
+    source = release.read(options.directory or Path.cwd())
+    name = release.project_name(source.project_file, options.project_name)
+    checked = release.check(source)
+    notice = source.project_file.environment.notice
+    if notice:
+        session.console.warn(notice)
+    session.project_file = source.project_file  # its profile, not the working folder's
+    with _nothing_half_done(name):
+        target = release.aim(
+            checked,
+            session.client,
+            project=name,
+            create=options.create,
+            environ=session.settings.environ,
+        )
+        if options.plan:
+            return _planned(release.plan(target, session.client))
+        return _released(_act(session, target, options), notice)
+
+
+def _act(session: Session, target: release.Target, options: _Options) -> release.Released:
+    console, client = session.console, session.client
+    with console.changing_line("environment") as line:
+        built = release.build(
+            target,
+            client,
+            on_line=_BuildOutput(console, line).take,
+            no_cache=options.no_cache,
+            strict_python=options.strict_python,
+        )
+        line.say("uploading the code")
+        uploaded = release.upload(built, client)
+        line.say("importing main.py in the environment")
+        described = release.describe(uploaded, client)
+        line.say("registering the version")
+        return release.register(described, client, create=options.create)
+
+
+class _BuildOutput:
+    """Shows a build's output as it comes; the changing line, where there is one, has its newest line."""
+
+    def __init__(self, console: Console, line: ChangingLine) -> None:
+        self._console = console
+        self._line = line
+        self._is_first = True
+
+    def take(self, text: str) -> None:
+        if self._is_first:
+            self._console.note("Making the environment (once for these requirements):")
+        self._is_first = False
+        self._console.note(f"  {text}", "dim")
+        self._line.say(f"environment: {text}")
+
+
+@contextmanager
+def _nothing_half_done(project: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        message = (
+            f"Interrupted. Project {project} is as it was; `multinode describe {project}` shows it."
+        )
+        raise Interrupted(message) from error
+
+
+def _planned(plan: release.Plan) -> Answer:
+    def show(console: Console) -> None:
+        if not plan.changes:
+            console.out(f"{plan.project}: nothing differs from the latest version.")
+            return
+        verb = "create" if plan.creates_project else "add a version to"
+        console.out(f"deploy would {verb} project {plan.project}:")
+        for change in plan.changes:
+            console.out(f"  {change}")
+        kept = (
+            "be built, unless there is one that fits"
+            if plan.builds_environment
+            else "stay as it is"
+        )
+        console.out(f"The environment would {kept}. Nothing was changed.")
+
+    return Answer(to_plain(plan), show)
+
+
+def _released(released: release.Released, notice: str) -> Answer:
+    answer, version = released.answer, released.version
+    environment = released.described.built.environment
+    data = {
+        "project": answer.project,
+        "version_id": answer.version_id,
+        "number": version.number,
+        "functions": [function.name for function in version.functions],
+        "created": answer.created,
+        "made_latest": answer.made_latest,
+        "changes": answer.changes,
+        "environment": {
+            "digest": environment.digest,
+            "python": environment.python_served,
+            "created": environment.created,
+        },
+        "warnings": [notice] * bool(notice) + released.warnings,
+    }
+
+    def show(console: Console) -> None:
+        for warning in released.warnings:
+            console.warn(warning)
+        label = f"version {version.number} ({answer.version_id})"
+        if answer.created:
+            console.out(f"Deployed {answer.project} {label}, Python {environment.python_served}")
+        elif answer.made_latest:
+            console.out(f"{answer.project} {label} exists already; it is the latest again")
+        else:
+            console.out(f"Unchanged: {answer.project} {label} is the latest already")
+        for function in version.functions:
+            console.out(
+                f"  {function.name}  {console.styled(settings_text(function.settings), 'dim')}"
+            )
+        if answer.created and version.number > 1:
+            for change in answer.changes:
+                console.out(f"  {console.styled('·', 'dim')} {change}")
+        example = version.functions[0]
+        given = " ".join(
+            f"{item.name}=…"
+            for item in example.parameters
+            if item.default is None and "var" not in item.kind
+        )
+        console.note(f"Next: multinode invoke {answer.project}/{example.name} {given}".rstrip())
+
+    return Answer(data, show)

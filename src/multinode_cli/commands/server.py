@@ -1,0 +1,223 @@
+"""``multinode server``: the local control plane in the foreground and in the background."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from multinode.client import Client
+from multinode.errors import InputError
+from multinode.wire import Empty, ServerInfo, StopRequest, to_plain
+from multinode_cli.commands import local_server
+from multinode_cli.commands.frame import Answer, Commands, Session
+from multinode_cli.commands.local_server import RunningServer
+from multinode_cli.commands.shown import age, counted, memory
+from multinode_cli.console import Console
+from multinode_cli.errors import Interrupted
+from multinode_cli.settings import COMMAND_RETRY_S
+
+commands = Commands()
+_server = commands.group("server", "Start, stop and look at the local control plane.")
+
+_Runner = Annotated[
+    str | None, typer.Option("--runner", help="auto, process, docker or ecs (MULTINODE_RUNNER).")
+]
+_Database = Annotated[
+    str | None, typer.Option("--database", metavar="URL", help="The store (MULTINODE_DATABASE).")
+]
+_Host = Annotated[str | None, typer.Option("--host", help="Address to listen on (MULTINODE_HOST).")]
+_Port = Annotated[
+    int | None, typer.Option("--port", help="Port; 0 is any free one (MULTINODE_PORT).")
+]
+_DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Folder of everything that is stored (MULTINODE_DATA_DIR)."),
+]
+_WorkerUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--worker-url", metavar="URL", help="How workers reach it (MULTINODE_WORKER_URL)."
+    ),
+]
+_Capacity = Annotated[
+    str | None,
+    typer.Option("--capacity", help="Room for workers, cpu=4,memory=8GiB (MULTINODE_CAPACITY)."),
+]
+_AllowProcess = Annotated[
+    bool,
+    typer.Option(
+        "--allow-process", help="Run functions as this user although others can reach it."
+    ),
+]
+
+
+def _options(
+    *,
+    data_dir: Path | None,
+    allow_process: bool,
+    **given: str | int | None,
+) -> list[str]:
+    values = {**given, "data_dir": data_dir.absolute() if data_dir else None}
+    options = [
+        f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None
+    ]
+    return [*options, *(["--allow-process"] if allow_process else [])]
+
+
+@_server.add("run", has_json=False)
+def run(
+    session: Session,
+    runner: _Runner = None,
+    database: _Database = None,
+    host: _Host = None,
+    port: _Port = None,
+    data_dir: _DataDir = None,
+    worker_url: _WorkerUrl = None,
+    capacity: _Capacity = None,
+    allow_process: _AllowProcess = False,
+) -> Answer:
+    """Run the control plane in the foreground, until Ctrl-C.
+
+    Example: multinode server run --port 9470
+    """
+    local_server.check_installed()
+    options = _options(
+        runner=runner, database=database, host=host, port=port, data_dir=data_dir,
+        worker_url=worker_url, capacity=capacity, allow_process=allow_process,
+    )  # fmt: skip
+    command = local_server.command(session.settings.home, [*options, "--foreground"])
+    os.execv(sys.executable, command)
+
+
+@_server.add("start")
+def start(
+    session: Session,
+    runner: _Runner = None,
+    database: _Database = None,
+    host: _Host = None,
+    port: _Port = None,
+    data_dir: _DataDir = None,
+    worker_url: _WorkerUrl = None,
+    capacity: _Capacity = None,
+    allow_process: _AllowProcess = False,
+) -> Answer:
+    """Start the control plane in the background, and return when it answers.
+
+    Example: multinode server start
+    """
+    options = _options(
+        runner=runner, database=database, host=host, port=port, data_dir=data_dir,
+        worker_url=worker_url, capacity=capacity, allow_process=allow_process,
+    )  # fmt: skip
+    server, was_started = local_server.start(session.settings, session.console, options)
+    verb = "runs" if was_started else "runs already"
+    data = {"url": server.url, "pid": server.pid, "started": was_started}
+    return Answer(
+        data,
+        lambda console: console.out(
+            f"The control plane {verb} at {server.url} (pid {server.pid})."
+        ),
+    )
+
+
+@_server.add("stop")
+def stop(
+    session: Session,
+    now: Annotated[
+        bool, typer.Option("--now", help="Cancel what is running instead of waiting for it.")
+    ] = False,
+) -> Answer:
+    """Stop the local control plane, after what is running has ended.
+
+    Example: multinode server stop --now
+    """
+    server = local_server.find(session.settings.home)
+    if server is None:
+        return Answer(
+            {"stopped": False}, lambda console: console.out("No local control plane is running.")
+        )
+    _stop(session, server, mode="now" if now else "drain")
+    return Answer({"stopped": True}, lambda console: console.out("The control plane has stopped."))
+
+
+@_server.add("restart")
+def restart(session: Session) -> Answer:
+    """Restart the control plane with the same options; workers go on running.
+
+    Example: multinode server restart
+    """
+    server = local_server.find(session.settings.home)
+    options: list[str] = []
+    if server is not None:
+        options = local_server.restart_options(server)
+        _stop(session, server, mode="restart")
+    started, _ = local_server.start(session.settings, session.console, options)
+    data = {"url": started.url, "pid": started.pid}
+    return Answer(
+        data,
+        lambda console: console.out(
+            f"The control plane runs at {started.url} (pid {started.pid})."
+        ),
+    )
+
+
+def _stop(session: Session, server: RunningServer, *, mode: str) -> None:
+    console = session.console
+    client = _client(server)
+    info = client.call(ServerInfo, "GET", "/v1/server")
+    if mode == "drain" and info.in_flight:
+        console.note(
+            f"Waiting for {counted(info.in_flight, 'invocation')} in flight (--now cancels them):"
+        )
+    elif mode == "now" and info.in_flight:
+        console.note(
+            f"Cancelling {counted(info.in_flight, 'invocation')}; each has two minutes at most to clean up."
+        )
+    client.call(Empty, "POST", "/v1/server/stop", StopRequest(mode))
+    try:
+        with console.changing_line("waiting for the control plane to end"):
+            local_server.wait_until_gone(server)
+    except KeyboardInterrupt as error:
+        message = "Interrupted. The control plane goes on stopping; `multinode server status` shows whether it has."
+        raise Interrupted(message) from error
+
+
+@_server.add("status")
+def status(session: Session) -> Answer:
+    """Show whether the local control plane runs, and how.
+
+    Example: multinode server status --json
+    """
+    server = local_server.find(session.settings.home)
+    if server is None:
+        stopped = {"running": False, "url": None, "pid": None, "runner": None, "database": None}
+        text = "No local control plane is running. `multinode server start` starts one."
+        return Answer(stopped, lambda console: console.out(text), exit_code=1)
+    info = _client(server).call(ServerInfo, "GET", "/v1/server")
+    data = {"running": True, "url": server.url, **to_plain(info), "data_dir": str(server.data_dir)}
+
+    def show(console: Console) -> None:
+        for name, value in (
+            ("url", server.url),
+            ("pid", f"{info.pid}, for {age(info.started_at)}"),
+            ("version", info.version),
+            ("runner", f"{info.runner}, enforces {' and '.join(info.enforces) or 'no limits'}"),
+            ("database", info.database),
+            ("data", str(server.data_dir)),
+            ("room", f"{info.cpu_capacity:g} cpu, {memory(info.memory_capacity_mib)}"),
+            ("now", f"{info.in_flight} invocations in flight, {info.workers} workers"),
+        ):
+            console.out(f"{name:10}{value}")
+
+    return Answer(data, show)
+
+
+def _client(server: RunningServer) -> Client:
+    if not server.url:
+        message = "The local control plane says no URL."
+        raise InputError(message, "Run `multinode server restart`.")
+    return Client(server.url, server.key, retry_s=COMMAND_RETRY_S)

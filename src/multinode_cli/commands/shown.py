@@ -1,0 +1,122 @@
+"""Invocations, times and settings as people read them, and invocations as ``--json`` has them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from datetime import datetime, timezone
+from typing import Any
+
+from multinode.codec import plain
+from multinode.errors import (
+    InvocationFailedError,
+    MultinodeError,
+    RemoteInvocationCancelledError,
+    RemoteInvocationTimedOutError,
+)
+from multinode.wire import (
+    CANCELLED,
+    FAILED,
+    TIMED_OUT,
+    FunctionSettings,
+    InvocationInfo,
+    InvocationItem,
+    to_plain,
+)
+
+
+def invocation_data(invocation: InvocationInfo | InvocationItem) -> dict[str, Any]:
+    """An invocation for ``--json``: as on the wire, with ``result`` parsed into plain data."""
+    data: dict[str, Any] = to_plain(invocation)
+    data.pop("revision", None)
+    if isinstance(invocation, InvocationInfo):
+        data["result"] = None if invocation.result is None else plain(invocation.result)
+    return data
+
+
+def value_text(text: str | None) -> str:
+    """A result or value for a terminal: texts as they are, everything else as JSON."""
+    value = None if text is None else plain(text)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def failure(invocation: InvocationInfo) -> MultinodeError | None:
+    """The error that an ended invocation amounts to; None where it succeeded or goes on."""
+    name = invocation.invocation_id
+    hint = f"`multinode describe {name}` shows its attempts, `multinode logs {name}` its output."
+    said = f": {invocation.error.message}" if invocation.error else ""
+    if invocation.status == FAILED:
+        return InvocationFailedError(f"{name} FAILED{said}", hint, invocation_id=name)
+    if invocation.status == CANCELLED:
+        return RemoteInvocationCancelledError(
+            f"{name} was CANCELLED{said}", hint, invocation_id=name
+        )
+    if invocation.status == TIMED_OUT:
+        return RemoteInvocationTimedOutError(f"{name} TIMED_OUT{said}", hint, invocation_id=name)
+    return None
+
+
+def moment(text: str | None) -> datetime | None:
+    """A time of the wire."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
+
+
+def age(text: str | None, now: datetime | None = None) -> str:
+    """How long ago a time is: ``12 s``, ``5 min``, ``3 h``, ``2 d``."""
+    at = moment(text)
+    if at is None:
+        return ""
+    return span(((now or datetime.now(timezone.utc)) - at).total_seconds(), exact=False)
+
+
+def between(start: str | None, end: str | None) -> str:
+    """The span from one time to another, to a millisecond; empty where one is missing."""
+    first, last = moment(start), moment(end)
+    return span((last - first).total_seconds()) if first and last else ""
+
+
+def span(seconds: float, *, exact: bool = True) -> str:
+    """A span as people say it."""
+    seconds = max(0.0, seconds)
+    if exact and seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s" if exact else f"{seconds:.0f} s"
+    for unit, size in (("min", 60), ("h", 3600), ("d", 86400)):
+        if seconds < 120 * size or unit == "d":
+            return f"{seconds / size:.1f} {unit}" if exact else f"{seconds / size:.0f} {unit}"
+    return ""
+
+
+def memory(mib: float) -> str:
+    """``512 MiB``, ``2 GiB``."""
+    return f"{mib / 1024:g} GiB" if mib >= 1024 and mib % 512 == 0 else f"{mib:.4g} MiB"
+
+
+def settings_text(settings: FunctionSettings) -> str:
+    """cpu and memory, and every other setting that is not the default."""
+    default = FunctionSettings()
+    parts = [f"cpu {settings.cpu:g}", f"memory {memory(settings.memory_mib)}"]
+    for item in fields(FunctionSettings)[2:]:
+        value = getattr(settings, item.name)
+        if value == getattr(default, item.name):
+            continue
+        name = item.name.removesuffix("_s")
+        text = span(value) if item.name.endswith("_s") and value is not None else value
+        parts.append(f"{name} {', '.join(text) if isinstance(text, list) else text}")
+    return ", ".join(parts)
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 version``, ``2 versions``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def ended_line(invocation: InvocationInfo) -> str:
+    """``SUCCEEDED inv-… after 3.2 s (waited 0.1 s)``."""
+    ran = between(invocation.started_at, invocation.finished_at)
+    waited = between(invocation.created_at, invocation.started_at or invocation.finished_at)
+    times = f"ran {ran}, waited {waited}" if ran else f"never ran, waited {waited}"
+    retries = invocation.num_failed_attempts
+    failed = f", {counted(retries, 'failed attempt')}" if retries else ""
+    return f"{invocation.status}  {invocation.invocation_id}  {times}{failed}"

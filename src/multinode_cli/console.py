@@ -1,0 +1,194 @@
+"""The terminal: the only module that prints, asks or colours, and the only one that knows Rich.
+
+stdout is data, stderr is talk. Rich draws the one line that changes, on terminals; everything else is plain
+text, so that a command that prints a table does not wait for Rich's import.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+from multinode.errors import InputError, MultinodeError
+from multinode_cli.errors import envelope, needs_flag
+from multinode_cli.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.status import Status as RichStatus
+
+_ANSI = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
+STATUS_STYLE = {
+    "SUCCEEDED": "green",
+    "FAILED": "red",
+    "TIMED_OUT": "red",
+    "CANCELLED": "yellow",
+    "CANCELLING": "yellow",
+}
+
+
+class Console:
+    """Prints for one command. With ``as_json`` stdout holds one object and nothing else."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._line: RichStatus | None = None
+
+    @property
+    def as_json(self) -> bool:
+        """Whether ``--json`` was given."""
+        return self._settings.as_json
+
+    # --- stdout ---
+
+    def out(self, text: str) -> None:
+        """One piece of data, as a line."""
+        _write(sys.stdout, text + "\n")
+
+    def raw(self, text: str) -> None:
+        """Output of a function, as it is: it ends lines itself."""
+        _write(sys.stdout, text)
+
+    def json_line(self, data: Any) -> None:
+        """``data`` as one line of JSON, for what follows or streams."""
+        _write(sys.stdout, json.dumps(data) + "\n")
+
+    def data(self, data: Any, error: MultinodeError | None = None) -> None:
+        """The envelope of ``--json``; ``error`` where the function, not the command, has failed."""
+        if error is None:
+            self.json_line({"ok": True, "data": data})
+        else:
+            self.json_line({"ok": False, "error": envelope(error), "data": data})
+
+    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Columns under their headers; a cell that is a status has its colour."""
+        widths = [max(map(_width, column)) for column in zip(headers, *rows, strict=True)]
+        self.out(self.styled(_row(headers, widths), "bold"))
+        for row in rows:
+            line = _row(row, widths)
+            for cell in row:
+                if cell in STATUS_STYLE:
+                    line = line.replace(cell, self.styled(cell, STATUS_STYLE[cell]), 1)
+            self.out(line)
+
+    def styled(self, text: str, style: str) -> str:
+        """``text`` in a style where stdout has colour."""
+        return _ansi(text, style) if self._settings.has_colour else text
+
+    # --- stderr ---
+
+    def note(self, text: str, style: str = "") -> None:
+        """A line about what happens, above the changing line if there is one."""
+        if self._line is not None:
+            from rich.text import Text  # lazy: start-up time
+
+            self._line.console.print(Text(text, style=style), soft_wrap=True, highlight=False)
+            return
+        styled = style and self._settings.has_motion
+        _write(sys.stderr, (_ansi(text, style) if styled else text) + "\n")
+
+    def warn(self, text: str) -> None:
+        """Something that went otherwise than asked for, but well."""
+        self.note(f"warning: {text}", "yellow")
+
+    def error(self, error: MultinodeError) -> None:
+        """What happened, and what to do; with ``--json`` on stdout as the envelope."""
+        if self.as_json:
+            self.json_line({"ok": False, "error": envelope(error)})
+        else:
+            self.note(f"error: {error.message}", "red")
+            if error.hint:
+                self.note(error.hint)
+        if self._settings.debug:
+            _write(sys.stderr, "".join(traceback.format_exception(error)))
+
+    @contextmanager
+    def changing_line(self, text: str) -> Iterator[ChangingLine]:
+        """One line at the foot of a terminal that says what is going on; nothing where there is no terminal."""
+        if not self._settings.has_motion or self._line is not None:
+            yield ChangingLine(None)
+            return
+        from rich.console import Console as RichConsole  # lazy: start-up time
+
+        with RichConsole(stderr=True, highlight=False).status(text) as line:
+            self._line = line
+            try:
+                yield ChangingLine(line)
+            finally:
+                self._line = None
+
+    # --- questions ---
+
+    def confirm(self, question: str, *, what: str, flag: str) -> bool:
+        """The answer at a terminal; without one, an error that ``what`` needs the ``flag``."""
+        if not self._settings.can_ask:
+            raise needs_flag(what, flag)
+        _write(sys.stderr, f"{question} [y/N] ")
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def ask(self, question: str, *, flag: str) -> str:
+        """A line from the terminal; without one, an error that names what to pass."""
+        if not self._settings.can_ask:
+            message = f"{question} is missing, and there is no terminal to ask at."
+            raise InputError(message, f"Pass {flag}.")
+        _write(sys.stderr, f"{question}: ")
+        return sys.stdin.readline().strip()
+
+    def ask_secret(self, question: str) -> str:
+        """A line that is not shown; from stdin where that is no terminal."""
+        if not self._settings.can_ask:
+            return self.read_secret()
+        from getpass import getpass  # lazy: start-up time
+
+        return getpass(f"{question}: ", stream=sys.stderr).strip()
+
+    def read_secret(self) -> str:
+        """A line of stdin, asked for by nobody."""
+        return sys.stdin.readline().strip()
+
+
+class ChangingLine:
+    """The handle of ``Console.changing_line``."""
+
+    def __init__(self, line: RichStatus | None) -> None:
+        self._line = line
+
+    @property
+    def is_visible(self) -> bool:
+        """Whether somebody sees it."""
+        return self._line is not None
+
+    def say(self, text: str) -> None:
+        """Replace the line's text."""
+        if self._line is not None:
+            from rich.markup import escape  # lazy: start-up time
+
+            self._line.update(escape(text))
+
+
+def _write(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
+
+
+def _ansi(text: str, style: str) -> str:
+    return f"\x1b[{_ANSI[style]}m{text}\x1b[0m"
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = (
+        cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True)
+    )
+    return "  ".join(padded).rstrip()

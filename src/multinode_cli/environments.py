@@ -1,0 +1,81 @@
+"""The environment of a version: what it is made from, and its building by the control plane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from multinode.errors import (
+    ControlPlaneUnreachable,
+    EnvironmentBuildFailed,
+    MultinodeError,
+    by_code,
+)
+from multinode.wire import BuildEvent, EnvironmentInfo, EnvironmentSpec, ErrorBody, loads
+from multinode_cli.tasks_folder import Environment, Requirements
+from multinode_cli.tasks_folder.project_file import DEFAULT_PYTHON
+
+INDEX_SETTINGS = (
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX",
+    "UV_INDEX_URL",
+    "UV_EXTRA_INDEX_URL",
+    "PIP_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL",
+)
+"""The variables of the user's environment that say where packages come from, and so go along."""
+
+
+def environment_spec(
+    environment: Environment, requirements: Requirements, environ: Mapping[str, str]
+) -> EnvironmentSpec:
+    """What the control plane makes the environment from; empty parts are None."""
+    settings = {name: environ[name] for name in INDEX_SETTINGS if environ.get(name)}
+    return EnvironmentSpec(
+        python=environment.python or DEFAULT_PYTHON,
+        requirements=requirements.text,
+        files=requirements.files or None,
+        settings=settings or None,
+        base_image=environment.base_image,
+        apt=list(environment.apt) or None,
+    )
+
+
+def follow_build(lines: Iterable[bytes], on_line: Callable[[str], None]) -> EnvironmentInfo:
+    """The environment that a build's stream ends with; ``on_line`` gets each line of output before.
+
+    Raises the error that the stream ends with, EnvironmentBuildFailed as a rule.
+    """
+    for data in lines:
+        if not data.strip():
+            continue
+        event = loads(BuildEvent, data)
+        if event.line is not None:
+            on_line(event.line)
+        if event.error is not None:
+            raise _error(event.error)
+        if event.environment is not None:
+            return event.environment
+    message = "The control plane broke off while it built the environment."
+    raise ControlPlaneUnreachable(message, "Deploy again; what was built so far is not used.")
+
+
+def with_local_problem(
+    error: EnvironmentBuildFailed, spec: EnvironmentSpec
+) -> EnvironmentBuildFailed:
+    """``error`` with the advice that only this side can give, where its own hint is empty."""
+    hint = (
+        error.hint
+        or f"Correct tasks/requirements.txt, or choose another Python than {spec.python} in multinode.toml."
+    )
+    return type(error)(error.message, hint)
+
+
+def same_inputs(spec: EnvironmentSpec, other: EnvironmentInfo) -> bool:
+    """Whether ``other`` can be what ``spec`` asks for, as far as its Python tells."""
+    return replace(spec).python == other.python
+
+
+def _error(body: ErrorBody) -> MultinodeError:
+    cls = by_code().get(body.code, MultinodeError)
+    return cls(body.message, body.hint)

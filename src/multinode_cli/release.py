@@ -1,0 +1,332 @@
+"""Deploying, as stages that each take the previous one's result and return a new one:
+
+    read → check → aim → build → upload → describe → register
+
+``read`` and ``check`` look at this machine only. ``aim`` is the first word with the control plane and changes nothing.
+``build`` and ``upload`` store what is named by its content, so that breaking off leaves nothing half done. ``register`` is one
+request and one transaction: the project changes there or not at all. ``plan`` ends after ``aim``.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from multinode.client import Client, path_of
+from multinode.errors import (
+    BundleNotFound,
+    EnvironmentBuildFailed,
+    InputError,
+    ProjectNotFound,
+    UnexpectedAnswer,
+)
+from multinode.wire import (
+    BuildRequest,
+    DescribeAnswer,
+    DescribeRequest,
+    Empty,
+    EnvironmentInfo,
+    EnvironmentSpec,
+    FunctionDescription,
+    RegisterAnswer,
+    RegisterRequest,
+    ServerInfo,
+    VersionInfo,
+)
+from multinode_cli.checks import check_code
+from multinode_cli.environments import environment_spec, follow_build, with_local_problem
+from multinode_cli.errors import raise_for_problems
+from multinode_cli.tasks_folder import (
+    Bundle,
+    ProjectFile,
+    Requirements,
+    check_project_name,
+    list_files,
+    pack,
+    read_dotenv,
+    read_project_file,
+    read_requirements,
+)
+
+BUILD_ANSWER_S = 600.0
+"""How long the import of ``main.py`` may hold its request open."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What lies in ``tasks/``, and all that is wrong with it so far."""
+
+    project_file: ProjectFile
+    files: list[str]
+    dotenv: dict[str, str]
+    requirements: Requirements
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A source with nothing wrong that can be seen without importing it."""
+
+    source: Source
+    functions: list[str]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What would be deployed where. ``latest`` is the project's latest version, None where there is no project."""
+
+    checked: Checked
+    project: str
+    server: ServerInfo
+    latest: VersionInfo | None
+    spec: EnvironmentSpec
+    bundle: Bundle
+
+
+@dataclass(frozen=True)
+class Built:
+    """A target whose environment is there."""
+
+    target: Target
+    environment: EnvironmentInfo
+
+
+@dataclass(frozen=True)
+class Described:
+    """A target whose ``main.py`` was imported in its environment."""
+
+    built: Built
+    functions: list[FunctionDescription]
+
+
+@dataclass(frozen=True)
+class Released:
+    """A version that is registered and is the latest."""
+
+    described: Described
+    answer: RegisterAnswer
+    version: VersionInfo
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``deploy`` would do; every line of ``changes`` is one thing that differs from the latest version."""
+
+    project: str
+    creates_project: bool
+    builds_environment: bool
+    functions: list[str]
+    changes: list[str]
+
+
+# --- stages ---------------------------------------------------------------------------------------------
+
+
+def read(directory: Path) -> Source:
+    """Read ``tasks/`` and ``multinode.toml`` around ``directory``."""
+    project_file = read_project_file(directory)
+    if not project_file.tasks.is_dir():
+        shown = project_file.shown(project_file.tasks)
+        missing = [
+            f"{shown}/main.py: is missing; it holds the functions, `multinode init` writes an example"
+        ]
+        return Source(project_file, [], {}, Requirements(), missing)
+    files, file_problems = list_files(project_file)
+    dotenv, dotenv_problems = read_dotenv(project_file)
+    requirements, requirement_problems = read_requirements(project_file)
+    problems = file_problems + dotenv_problems + requirement_problems
+    return Source(project_file, files, dotenv, requirements, problems)
+
+
+def check(source: Source) -> Checked:
+    """Raise one InvalidTasks that tells everything that is wrong; the source with its functions otherwise."""
+    if not source.project_file.tasks.is_dir():
+        raise_for_problems(
+            source.problems, "Run this in a project's folder, or give the path of tasks/."
+        )
+    findings = check_code(source.project_file, source.files)
+    raise_for_problems(findings.problems + source.problems, "Correct this; nothing was changed.")
+    return Checked(source, findings.functions)
+
+
+def project_name(project_file: ProjectFile, given: str | None) -> str:
+    """``--project-name``, else ``project`` of multinode.toml; raises InputError where there is neither."""
+    name = project_file.project if given is None else given
+    if name is None:
+        message = "The project has no name."
+        raise InputError(
+            message, 'Pass --project-name NAME, or write project = "NAME" into multinode.toml.'
+        )
+    return check_project_name(name)
+
+
+def aim(
+    checked: Checked, client: Client, *, project: str, create: bool, environ: Mapping[str, str]
+) -> Target:
+    """Pack the files, and ask the control plane what is there. Raises ProjectNotFound without ``create``."""
+    source = checked.source
+    bundle = pack(source.project_file, source.files)
+    server = client.call(ServerInfo, "GET", "/v1/server")
+    latest: VersionInfo | None = None
+    try:
+        latest = client.call(VersionInfo, "GET", path_of("projects", project, "versions", "latest"))
+    except ProjectNotFound as error:
+        if not create:
+            hint = f"{error.hint} `multinode deploy` creates a project, upgrade does not.".strip()
+            raise ProjectNotFound(error.message, hint) from error
+    spec = environment_spec(source.project_file.environment, source.requirements, environ)
+    return Target(checked, project, server, latest, spec, bundle)
+
+
+def build(
+    target: Target,
+    client: Client,
+    *,
+    on_line: Callable[[str], None],
+    no_cache: bool = False,
+    strict_python: bool = False,
+) -> Built:
+    """Find the environment, or let the control plane make it; ``on_line`` gets the build's output."""
+    request = BuildRequest(target.spec, no_cache=no_cache, strict_python=strict_python)
+    lines = client.stream("POST", path_of("projects", target.project, "environments"), request)
+    try:
+        return Built(target, follow_build(lines, on_line))
+    except EnvironmentBuildFailed as error:
+        raise with_local_problem(error, target.spec) from error
+
+
+def upload(built: Built, client: Client) -> Built:
+    """Send the bundle, unless the control plane has it."""
+    path = path_of("bundles", built.target.bundle.digest)
+    with suppress(
+        BundleNotFound, UnexpectedAnswer
+    ):  # an answer to HEAD has no body to tell them apart
+        client.call(bytes, "HEAD", path)
+        return built
+    client.call(Empty, "PUT", path, built.target.bundle.archive)
+    return built
+
+
+def describe(built: Built, client: Client) -> Described:
+    """Import ``main.py`` in the environment. Raises ImportFailed with the traceback of the user's code."""
+    target = built.target
+    request = DescribeRequest(
+        built.environment.digest, target.bundle.digest, target.checked.source.dotenv
+    )
+    path = path_of("projects", target.project, "describe")
+    answer = client.call(DescribeAnswer, "POST", path, request, wait_s=BUILD_ANSWER_S)
+    return Described(built, answer.functions)
+
+
+def register(described: Described, client: Client, *, create: bool) -> Released:
+    """Make it the project's latest version, in one transaction."""
+    target = described.built.target
+    request = RegisterRequest(
+        environment_digest=described.built.environment.digest,
+        bundle_digest=target.bundle.digest,
+        dotenv=target.checked.source.dotenv,
+        functions=described.functions,
+        create=create,
+    )
+    answer = client.call(
+        RegisterAnswer, "POST", path_of("projects", target.project, "versions"), request
+    )
+    version = client.call(
+        VersionInfo, "GET", path_of("projects", target.project, "versions", answer.version_id)
+    )
+    return Released(described, answer, version, _warnings(described))
+
+
+def _warnings(described: Described) -> list[str]:
+    server = described.built.target.server
+    warnings = list(described.built.environment.warnings)
+    for function in described.functions:
+        cpu = function.settings.cpu
+        if cpu > server.cpu_capacity:
+            warnings.append(
+                f"{function.name}: cpu={cpu:g} is more than the {server.cpu_capacity:g} there are, and counts as these"
+            )
+    missing = [name for name in ("cpu", "memory") if name not in server.enforces]
+    if missing:
+        warnings.append(
+            f"the {server.runner} runner does not enforce {' and '.join(missing)} on this machine"
+        )
+    return warnings
+
+
+# --- plan -----------------------------------------------------------------------------------------------
+
+
+def plan(target: Target, client: Client) -> Plan:
+    """What would change, from what is stored of the latest version. Changes nothing.
+
+    The environment counts as new where its Python, ``requirements.txt`` or a file that this includes differs; the control
+    plane may still have one that fits.
+    """
+    functions = target.checked.functions
+    if target.latest is None:
+        changes = [
+            f"project {target.project}: new",
+            *(f"function {name}: new" for name in functions),
+        ]
+        return Plan(target.project, True, True, functions, changes)
+    archive = client.call(bytes, "GET", path_of("bundles", target.latest.bundle_digest))
+    files = _changed_files(archive, target.bundle.archive)
+    environment = _environment_changes(target, target.latest, set(files))
+    changes = [
+        *environment,
+        *_function_changes(target.latest, functions),
+        *(f"file tasks/{name}: {change}" for name, change in files.items()),
+        *_dotenv_changes(target.latest, target.checked.source.dotenv),
+    ]
+    return Plan(target.project, False, bool(environment), functions, changes)
+
+
+def _environment_changes(target: Target, latest: VersionInfo, changed: set[str]) -> list[str]:
+    changes = []
+    if latest.environment.python != target.spec.python:
+        changes.append(f"environment: Python {latest.environment.python} -> {target.spec.python}")
+    inputs = {"requirements.txt", *target.checked.source.requirements.files}
+    changes += [f"environment: tasks/{name} differs" for name in sorted(changed & inputs)]
+    return changes
+
+
+def _function_changes(latest: VersionInfo, functions: list[str]) -> list[str]:
+    before = {function.name for function in latest.functions}
+    return [
+        *(f"function {name}: new" for name in functions if name not in before),
+        *(f"function {name}: gone" for name in sorted(before - set(functions))),
+    ]
+
+
+def _dotenv_changes(latest: VersionInfo, dotenv: Mapping[str, str]) -> list[str]:
+    before = set(latest.dotenv_names)
+    return [
+        *(f".env {name}: new" for name in sorted(set(dotenv) - before)),
+        *(f".env {name}: gone" for name in sorted(before - set(dotenv))),
+    ]
+
+
+def _changed_files(before: bytes, after: bytes) -> dict[str, str]:
+    """Each path that differs between two archives, and how."""
+    old, new = _contents(before), _contents(after)
+    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return {
+        name: "new" if name not in old else "gone" if name not in new else "changed"
+        for name in names
+    }
+
+
+def _contents(archive: bytes) -> dict[str, tuple[bytes, int, str, bytes]]:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        found = {}
+        for entry in tar:
+            file = tar.extractfile(entry) if entry.isreg() else None
+            content = file.read() if file else b""
+            found[entry.name] = (entry.type, entry.mode, entry.linkname, content)
+        return found

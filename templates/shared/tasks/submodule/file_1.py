@@ -1,0 +1,3 @@
+# No @mn.function() here: an ordinary module that main.py imports.
+def square(i):
+    return i * i

@@ -1,0 +1,73 @@
+"""The command line run inside the test's process, in a folder of its own."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from multinode_cli.commands import run
+from tests.cli import scripted_control_plane
+
+MAIN = """\
+from multinode import Multinode
+
+mn = Multinode()
+
+
+@mn.function()
+def add(a, b):
+    return a + b
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch, tmp_path):
+    """Runs a command line in ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*argv):
+        code = run(list(argv))
+        said = capsys.readouterr()
+        return Outcome(code, said.out, said.err)
+
+    return call
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Writes files below ``tmp_path``: a project that has nothing wrong, changed as the test says."""
+
+    def write(files=None, *, toml='project = "billing"\n[environment]\npython = "3.11"\n'):
+        for name, text in {"multinode.toml": toml, "tasks/main.py": MAIN, **(files or {})}.items():
+            path = tmp_path / name
+            if text is None:
+                path.unlink(missing_ok=True)
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def plane(monkeypatch):
+    """A control plane that the environment names, and that answers what the test tells it to."""
+    with scripted_control_plane.running() as plane:
+        monkeypatch.setenv("MULTINODE_API_URL", plane.url)
+        monkeypatch.setenv("MULTINODE_API_KEY", "key-1")
+        monkeypatch.setenv("MULTINODE_RETRY_SECONDS", "0")
+        yield plane

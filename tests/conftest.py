@@ -1,0 +1,35 @@
+"""What every test can ask for: the snapshot of messages, rewritten with ``--update-snapshots``."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.snapshots.messages import Messages
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update-snapshots",
+        action="store_true",
+        help="write tests/snapshots/messages.txt instead of comparing with it (not with -n)",
+    )
+
+
+@pytest.fixture(scope="session")
+def messages(pytestconfig):
+    """Compares what a command says with the reviewed snapshot; see ``Messages.check``."""
+    book = Messages(
+        Path(__file__).parent / "snapshots" / "messages.txt",
+        is_updating=pytestconfig.getoption("--update-snapshots"),
+    )
+    yield book
+    book.save()
+
+
+@pytest.fixture(autouse=True)
+def _no_credentials(monkeypatch, tmp_path_factory):
+    """No test sees the control plane or the settings of whoever runs it."""
+    for name in [name for name in os.environ if name.startswith("MULTINODE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MULTINODE_HOME", str(tmp_path_factory.mktemp("home")))

@@ -1,0 +1,554 @@
+"""What every runner promises (see ``multinode_control_plane.runners``), on real environments and workers.
+
+The control plane is ``tests.fake_control_plane``: the runner is driven as the scheduler drives it. An environment is
+made once a session, from the interpreter that runs the tests.
+"""
+
+import asyncio
+import hashlib
+import io
+import json
+import os
+import signal
+import sys
+import tarfile
+import threading
+import time
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from tests.fake_control_plane import FakeControlPlane
+
+from multinode.codec import encode_input
+from multinode.wire import Assignment, BuildRequest, EnvironmentSpec
+from multinode_control_plane.runners import WorkerLaunch, WorkerNotMadeError
+from multinode_control_plane.runners.process import ProcessRunner
+from multinode_control_plane.runners.worker_processes import is_living
+
+RUNNERS = ["process"]
+WAIT_S = 20.0
+
+MAIN = '''
+import os, subprocess, sys, time
+from pathlib import Path
+
+import multinode
+
+mn = multinode.Multinode()
+
+
+@mn.function()
+def add(a, b):
+    return a + b
+
+
+@mn.function()
+def talk(lines):
+    for number in range(lines):
+        print(number)
+        print(-number, file=sys.stderr)
+
+
+@mn.function()
+def sleep(marker=""):
+    if marker:
+        Path(marker).write_text("")
+    time.sleep(600)
+
+
+@mn.function()
+def leave(code):
+    os._exit(code)
+
+
+@mn.function()
+def spawn(marker):
+    """Leaves a process in a session of its own, and goes on itself."""
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    Path(marker + ".new").write_text(str(process.pid))
+    os.rename(marker + ".new", marker)
+    time.sleep(600)
+
+
+@mn.function()
+def stubborn(marker):
+    """Does not end when it is interrupted."""
+    Path(marker).write_text("")
+    while True:
+        try:
+            time.sleep(600)
+        except BaseException:
+            pass
+
+
+@mn.function()
+def look():
+    return [os.getcwd(), sorted(os.environ), Path("data.txt").read_text()]
+'''
+
+
+def bundle():
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as tar:
+        for name, text in {"main.py": MAIN, "data.txt": "here"}.items():
+            item = tarfile.TarInfo(name)
+            item.size = len(text.encode())
+            tar.addfile(item, io.BytesIO(text.encode()))
+    return made.getvalue()
+
+
+BUNDLE = bundle()
+BUNDLE_DIGEST = hashlib.sha256(BUNDLE).hexdigest()
+
+
+@dataclass
+class Ends:
+    """What a runner has told of ends, and when."""
+
+    ends: dict = field(default_factory=dict)
+    at: dict = field(default_factory=dict)
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __call__(self, end):
+        assert end.worker_id not in self.ends, "told twice"
+        self.ends[end.worker_id] = end
+        self.at[end.worker_id] = time.monotonic()
+        self.told.set()
+
+    async def of(self, worker_id, timeout_s=WAIT_S):
+        async def wait():
+            while worker_id not in self.ends:
+                self.told.clear()
+                await self.told.wait()
+
+        await asyncio.wait_for(wait(), timeout_s)
+        return self.ends[worker_id]
+
+
+class Stage:
+    """A data folder with an environment and a bundle, a control plane, and the runners that are opened on it."""
+
+    def __init__(self, data_dir, environment, plane):
+        self.data_dir = data_dir
+        self.environment = environment
+        self.plane = plane
+        self.runner = None
+        self.ends = None
+
+    @asynccontextmanager
+    async def opened(self, *adopted):
+        self.runner = ProcessRunner(self.data_dir)
+        self.ends = Ends()
+        await self.runner.open(self.ends, self.plane.url)
+        self.adopted = await self.runner.adopt(adopted)
+        try:
+            yield self.runner
+        finally:
+            await self.runner.close()
+
+    async def put_bundle(self):
+        async def chunks():
+            yield BUNDLE
+
+        await self.runner.bundles.put(BUNDLE_DIGEST, chunks())
+
+    def launch(self, function, *args, **changes):
+        """A launch of a worker for one call, whose execution the control plane knows."""
+        assignment = Assignment(
+            token="",
+            kind="invocation",
+            project="p",
+            version_id="v",
+            bundle_digest=BUNDLE_DIGEST,
+            dotenv={},
+            function=function,
+            input=encode_input(args, {}),
+            grace_s=60.0,
+        )
+        known = self.plane.assign(assignment)
+        record = self.plane.record(known.worker_id)
+        return WorkerLaunch(
+            **{
+                "worker_id": known.worker_id,
+                "claim_code": known.claim_code,
+                "environment_digest": self.environment,
+                "bundle_digest": BUNDLE_DIGEST,
+                "execution_id": record.assignment.execution_id,
+                "cpu": 0.1,
+                "memory_mib": 256,
+                **changes,
+            }
+        )
+
+    async def start(self, function, *args, **changes):
+        await self.put_bundle()
+        launch = self.launch(function, *args, **changes)
+        await self.runner.start(launch)
+        return launch
+
+    async def start_and_wait_for(self, path, function, *args):
+        """Starts a function that writes a file at ``path`` once it runs."""
+        launch = await self.start(function, *args)
+        await until(path.exists)
+        return launch
+
+    async def logs(self, launch, **options):
+        return [item async for item in self.runner.logs(launch.execution_id, 2, **options)]
+
+    def supervisor(self, launch):
+        path = self.data_dir / "workers" / f"{launch.worker_id}.json"
+        return json.loads(path.read_text())
+
+
+async def until(fact, timeout_s=WAIT_S):
+    deadline = time.monotonic() + timeout_s
+    while not fact():
+        assert time.monotonic() < deadline, f"{fact} did not become true"
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """A data folder's ``environments`` and the digest of one that is in it."""
+    folder = tmp_path_factory.mktemp("environments")
+
+    async def main():
+        runner = ProcessRunner(folder)
+        await runner.open(lambda end: None, "")
+        spec = EnvironmentSpec(python=f"3.{sys.version_info[1]}")
+        events = [event async for event in runner.build(BuildRequest(spec))]
+        await runner.close()
+        assert events[-1].error is None, events[-1].error
+        return events[-1].environment.digest
+
+    return folder / "environments", asyncio.run(main())
+
+
+@pytest.fixture(params=RUNNERS)
+def stage(request, tmp_path, environment):
+    folder, digest = environment
+    (tmp_path / "environments").symlink_to(folder)
+    threads = threading.active_count()
+    with FakeControlPlane() as plane:
+        yield Stage(tmp_path, digest, plane)
+    deadline = time.monotonic() + 5
+    while (left := running_from(folder)) and time.monotonic() < deadline:
+        reap()
+        time.sleep(0.01)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, "processes were left behind"
+    assert threading.active_count() <= threads
+
+
+def running_from(environments):
+    """Every living process that was started from these environments, or by what was."""
+    sign = os.fsencode(environments)
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and is_living(int(entry.name)):
+            with suppress(OSError):
+                seen = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+                if sign in seen:
+                    found.add(int(entry.name))
+    return found
+
+
+def reap():
+    """Starters that outlive their runner are children of this process."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def test_a_worker_runs_and_its_end_is_told(stage):
+    async def main():
+        async with stage.opened():
+            launch = await stage.start("add", 1, 2)
+            end = await stage.ends.of(launch.worker_id)
+            assert (end.exit_code, end.signal, end.detail) == (0, None, "")
+            assert stage.plane.record(launch.worker_id).end.outcome == "succeeded"
+            assert not await stage.runner.alive(launch.worker_id)
+            await until(lambda: not list((stage.data_dir / "workers").iterdir()))
+            await until(lambda: not list((stage.data_dir / "work").iterdir()))
+
+    asyncio.run(main())
+
+
+def test_a_worker_sees_its_bundle_and_none_of_the_servers_secrets(stage, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+    async def main():
+        async with stage.opened():
+            launch = await stage.start("look")
+            await stage.ends.of(launch.worker_id)
+            result = stage.plane.record(launch.worker_id).end.result
+            assert "here" in result
+            assert str(stage.data_dir / "work" / launch.worker_id) in result
+            assert "AWS_SECRET" not in result
+
+    asyncio.run(main())
+
+
+def test_logs_are_complete_and_in_order_with_times(stage):
+    async def main():
+        async with stage.opened():
+            launch = await stage.start("talk", 2_000)
+            ended = asyncio.Event()
+            following = asyncio.ensure_future(stage.logs(launch, ended=ended))
+            await stage.ends.of(launch.worker_id)
+            ended.set()
+            followed, records = await following, await stage.logs(launch)
+            assert followed == records
+            for stream, sign in (("stdout", 1), ("stderr", -1)):
+                text = "".join(item.text for item in records if item.stream == stream)
+                assert text.split() == [str(sign * number) for number in range(2_000)]
+            assert [item.at for item in records] == sorted(item.at for item in records)
+            assert {item.attempt for item in records} == {2}
+            await stage.runner.remove_logs([launch.execution_id])
+            assert await stage.logs(launch) == []
+
+    asyncio.run(main())
+
+
+def test_a_line_is_seen_within_100_ms(stage, tmp_path):
+    async def main():
+        async with stage.opened():
+            launch = await stage.start("talk", 3)
+            first = await anext(
+                aiter(stage.runner.logs(launch.execution_id, 1, ended=asyncio.Event()))
+            )
+            at = datetime.fromisoformat(first.at).timestamp()
+            assert time.time() - at < 0.1
+            await stage.ends.of(launch.worker_id)
+
+    asyncio.run(main())
+
+
+def test_a_function_that_exits_is_told_as_the_workers_ordinary_end(stage):
+    async def main():
+        async with stage.opened():
+            launch = await stage.start("leave", 3)
+            assert (await stage.ends.of(launch.worker_id)).exit_code == 0
+            end = stage.plane.record(launch.worker_id).end
+            assert (end.outcome, end.exit_code) == ("lost", 3)
+
+    asyncio.run(main())
+
+
+def test_stop_with_grace_lets_the_function_end(stage, tmp_path):
+    async def main():
+        async with stage.opened():
+            marker = tmp_path / "marker"
+            launch = await stage.start_and_wait_for(marker, "sleep", str(marker))
+            assert await stage.runner.alive(launch.worker_id)
+            asked_at = time.monotonic()
+            await stage.runner.stop(launch.worker_id, 30.0)
+            assert (await stage.ends.of(launch.worker_id)).exit_code == 0
+            assert stage.ends.at[launch.worker_id] - asked_at < 5
+            assert stage.plane.record(launch.worker_id).end.outcome == "lost"
+
+    asyncio.run(main())
+
+
+def test_stop_kills_what_outlasts_the_grace(stage, tmp_path):
+    async def main():
+        async with stage.opened():
+            marker = tmp_path / "marker"
+            launch = await stage.start_and_wait_for(marker, "stubborn", str(marker))
+            asked_at = time.monotonic()
+            await stage.runner.stop(launch.worker_id, 0.5)
+            end = await stage.ends.of(launch.worker_id)
+            assert end.signal == signal.SIGKILL
+            assert 0.45 < stage.ends.at[launch.worker_id] - asked_at < 3
+
+    asyncio.run(main())
+
+
+def test_stop_without_grace_kills_at_once_and_all_of_it(stage, tmp_path):
+    async def main():
+        async with stage.opened():
+            marker = tmp_path / "marker"
+            launch = await stage.start_and_wait_for(marker, "spawn", str(marker))
+            grandchild = int(marker.read_text())
+            asked_at = time.monotonic()
+            await stage.runner.stop(launch.worker_id, 0.0)
+            assert (await stage.ends.of(launch.worker_id)).signal == signal.SIGKILL
+            assert not is_living(grandchild)
+            assert stage.ends.at[launch.worker_id] - asked_at < 1
+
+    asyncio.run(main())
+
+
+def test_stop_of_an_unknown_or_gone_worker_is_no_error(stage):
+    async def main():
+        async with stage.opened():
+            await stage.runner.stop("wrk-unknown", 1.0)
+            launch = await stage.start("add", 1, 2)
+            await stage.ends.of(launch.worker_id)
+            await stage.runner.stop(launch.worker_id, 0.0)
+            assert not await stage.runner.alive("wrk-unknown")
+
+    asyncio.run(main())
+
+
+def test_a_killed_worker_is_noticed_within_a_second_and_nothing_of_it_is_left(stage, tmp_path):
+    async def main():
+        async with stage.opened():
+            marker = tmp_path / "marker"
+            launch = await stage.start_and_wait_for(marker, "spawn", str(marker))
+            grandchild = int(marker.read_text())
+            killed_at = time.monotonic()
+            os.kill(stage.supervisor(launch)["pid"], signal.SIGKILL)
+            end = await stage.ends.of(launch.worker_id)
+            assert (end.signal, end.exit_code) == (signal.SIGKILL, None)
+            assert "killed by signal 9" in end.detail
+            assert stage.ends.at[launch.worker_id] - killed_at < 1
+            assert not is_living(grandchild)
+
+    asyncio.run(main())
+
+
+def test_workers_outlive_the_runner_and_are_adopted(stage, tmp_path):
+    async def main():
+        marker = tmp_path / "marker"
+        async with stage.opened():
+            launch = await stage.start_and_wait_for(marker, "spawn", str(marker))
+        async with stage.opened(launch.worker_id, "wrk-unknown"):
+            assert stage.adopted == {launch.worker_id}
+            assert await stage.runner.alive(launch.worker_id)
+            killed_at = time.monotonic()
+            os.kill(stage.supervisor(launch)["pid"], signal.SIGKILL)
+            await stage.ends.of(launch.worker_id)
+            assert stage.ends.at[launch.worker_id] - killed_at < 1
+            assert not is_living(int(marker.read_text()))
+
+    asyncio.run(main())
+
+
+def test_an_adopted_worker_can_be_stopped_with_grace(stage, tmp_path):
+    async def main():
+        marker = tmp_path / "marker"
+        async with stage.opened():
+            launch = await stage.start_and_wait_for(marker, "sleep", str(marker))
+        async with stage.opened(launch.worker_id):
+            await stage.runner.stop(launch.worker_id, 30.0)
+            await stage.ends.of(launch.worker_id)
+            assert stage.plane.record(launch.worker_id).end.outcome == "lost"
+
+    asyncio.run(main())
+
+
+def test_workers_that_are_not_known_any_more_are_killed(stage, tmp_path):
+    async def main():
+        marker = tmp_path / "marker"
+        async with stage.opened():
+            launch = await stage.start_and_wait_for(marker, "spawn", str(marker))
+            supervisor = stage.supervisor(launch)["pid"]
+        async with stage.opened():
+            assert stage.adopted == set()
+            await until(lambda: not is_living(supervisor))
+            await until(lambda: not is_living(int(marker.read_text())))
+            await until(lambda: not list((stage.data_dir / "workers").iterdir()))
+            assert stage.ends.ends == {}
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_ended_while_no_runner_was_there_is_not_adopted(stage, tmp_path):
+    async def main():
+        marker = tmp_path / "marker"
+        async with stage.opened():
+            launch = await stage.start_and_wait_for(marker, "sleep", str(marker))
+            supervisor = stage.supervisor(launch)["pid"]
+        os.kill(supervisor, signal.SIGKILL)
+        await until(lambda: not is_living(supervisor))
+        async with stage.opened(launch.worker_id):
+            assert stage.adopted == set()
+            assert not await stage.runner.alive(launch.worker_id)
+            assert not list((stage.data_dir / "workers").iterdir())
+            assert not list((stage.data_dir / "work").iterdir())
+
+    asyncio.run(main())
+
+
+def test_workers_outlive_a_killed_starter_and_their_ends_are_told(stage, tmp_path):
+    async def main():
+        async with stage.opened():
+            marker = tmp_path / "marker"
+            launch = await stage.start_and_wait_for(marker, "sleep", str(marker))
+            os.kill(stage.supervisor(launch)["starter_pid"], signal.SIGKILL)
+            try:
+                other = await stage.start("add", 1, 2)
+            except WorkerNotMadeError:  # its death was not noticed yet; the scheduler tries again
+                other = await stage.start("add", 1, 2)
+            await stage.ends.of(other.worker_id)
+            assert await stage.runner.alive(launch.worker_id)
+            assert launch.worker_id not in stage.ends.ends
+            await stage.runner.stop(launch.worker_id, 0.0)
+            await stage.ends.of(launch.worker_id)
+
+    asyncio.run(main())
+
+
+def test_a_worker_of_a_killed_starter_is_adopted(stage, tmp_path):
+    async def main():
+        marker = tmp_path / "marker"
+        async with stage.opened():
+            launch = await stage.start_and_wait_for(marker, "sleep", str(marker))
+            os.kill(stage.supervisor(launch)["starter_pid"], signal.SIGKILL)
+        async with stage.opened(launch.worker_id):
+            assert stage.adopted == {launch.worker_id}
+            await stage.runner.stop(launch.worker_id, 0.0)
+            await stage.ends.of(launch.worker_id)
+
+    asyncio.run(main())
+
+
+def test_many_at_once_all_run_and_all_end(stage):
+    async def main():
+        async with stage.opened():
+            await stage.put_bundle()
+            launches = [stage.launch("add", number, 1) for number in range(12)]
+            await asyncio.gather(*(stage.runner.start(launch) for launch in launches))
+            for launch in launches:
+                assert (await stage.ends.of(launch.worker_id)).exit_code == 0
+            outcomes = {stage.plane.record(item.worker_id).end.outcome for item in launches}
+            assert outcomes == {"succeeded"}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("missing", ["environment_digest", "bundle_digest"])
+def test_what_is_not_here_is_a_worker_that_is_not_made(stage, missing):
+    async def main():
+        async with stage.opened():
+            with pytest.raises(WorkerNotMadeError, match="is not here"):
+                await stage.start("add", 1, 2, **{missing: "0" * 64})
+            assert stage.ends.ends == {}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("python", ["#!/bin/sh\necho it is broken >&2; exit 1\n", None])
+def test_a_broken_environment_is_a_worker_that_is_not_made(stage, tmp_path, python):
+    broken = "b" * 64
+    (tmp_path / "environments").unlink()
+    path = tmp_path / "environments" / broken / "g1" / "venv" / "bin" / "python"
+    path.parent.mkdir(parents=True)
+    (tmp_path / "environments" / broken / "current").symlink_to("g1")
+    if python is not None:
+        path.write_text(python)
+        path.chmod(0o755)
+
+    async def main():
+        async with stage.opened():
+            said = "it is broken" if python else "No such file"
+            with pytest.raises(WorkerNotMadeError, match=said):
+                await stage.start("add", 1, 2, environment_digest=broken)
+            assert stage.ends.ends == {}
+
+    asyncio.run(main())
