@@ -98,6 +98,7 @@ class ConnectionLost(Exception):
 
 
 Effect = Union[Request, Sleep, Emit]
+Outcome = Union[Reply, ConnectionLost, None]
 Steps = Generator[Effect, Any, T]
 
 
@@ -218,25 +219,20 @@ class Client:
         return Request(method, self._address.path + path, body, headers, timeout_s)
 
     def _retried(self, request: Request, retry_s: float) -> Steps[Reply]:
-        pause_s = FIRST_PAUSE_S
-        failed_at: Optional[float] = None
+        pause_s, failed_at = FIRST_PAUSE_S, None
         while True:
             try:
                 reply: Reply = yield request
-            except ConnectionLost as lost:
-                reason, is_hopeless = lost.reason, lost.is_hopeless
-            else:
                 if reply.status not in (502, 503, 504):
                     return reply
-                reason, is_hopeless = (
-                    f"it answered {reply.status} ({_first_words(reply.body)})",
-                    False,
-                )
+                lost = ConnectionLost(f"it answered {reply.status} {_first_words(reply.body)}")
+            except ConnectionLost as error:
+                lost = error
             now = time.monotonic()
             failed_at = now if failed_at is None else failed_at
             left_s = failed_at + retry_s - now
-            if left_s <= 0 or is_hopeless:
-                raise self._unreachable(reason, now - failed_at)
+            if left_s <= 0 or lost.is_hopeless:
+                raise self._unreachable(lost.reason, now - failed_at) from lost
             yield Sleep(min(left_s, pause_s * random.uniform(0.5, 1.0)))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
@@ -256,7 +252,7 @@ class Client:
         try:
             effect = next(steps)
             while True:
-                effect = _advance(steps, effect, send)
+                effect = _resume(steps, _perform(effect, send))
         except StopIteration as stop:
             return cast(T, stop.value)
         finally:
@@ -271,7 +267,7 @@ class Client:
                     yield effect.value
                     effect = steps.send(None)
                 else:
-                    effect = _advance(steps, effect, self._send)
+                    effect = _resume(steps, _perform(effect, self._send))
         except StopIteration:
             return
         finally:
@@ -356,7 +352,7 @@ class Client:
         try:
             effect = next(steps)
             while True:
-                effect = await self._aadvance(steps, effect)
+                effect = _resume(steps, await self._aperform(effect))
         except StopIteration as stop:
             return cast(T, stop.value)
         finally:
@@ -371,24 +367,23 @@ class Client:
                     yield effect.value
                     effect = steps.send(None)
                 else:
-                    effect = await self._aadvance(steps, effect)
+                    effect = _resume(steps, await self._aperform(effect))
         except StopIteration:
             return
         finally:
             steps.close()
 
-    async def _aadvance(self, steps: Steps[Any], effect: Effect) -> Effect:
+    async def _aperform(self, effect: Effect) -> Outcome:
         import asyncio  # costs 40 ms: only for those who have it already
 
-        outcome: Optional[Reply] = None
         try:
             if isinstance(effect, Request):
-                outcome = await self._asend(effect)
-            elif isinstance(effect, Sleep):
+                return await self._asend(effect)
+            if isinstance(effect, Sleep):
                 await asyncio.sleep(effect.seconds)
         except ConnectionLost as lost:
-            return steps.throw(lost)
-        return steps.send(outcome)
+            return lost
+        return None
 
     async def _asend(self, request: Request) -> Reply:
         import httpx  # costs 120 ms: only for asynchronous callers
@@ -496,17 +491,20 @@ class _Stream:
             self._connection.close()
 
 
-def _advance(steps: Steps[Any], effect: Effect, send: Callable[[Request], Reply]) -> Effect:
-    """Performs one effect, blocking, and returns the next one."""
-    outcome: Optional[Reply] = None
+def _perform(effect: Effect, send: Callable[[Request], Reply]) -> Outcome:
     try:
         if isinstance(effect, Request):
-            outcome = send(effect)
-        elif isinstance(effect, Sleep):
+            return send(effect)
+        if isinstance(effect, Sleep):
             time.sleep(effect.seconds)
     except ConnectionLost as lost:
-        return steps.throw(lost)
-    return steps.send(outcome)
+        return lost
+    return None
+
+
+def _resume(steps: Steps[Any], outcome: Outcome) -> Effect:
+    """Gives steps what came of their last effect; returns the next one, or raises StopIteration at their end."""
+    return steps.throw(outcome) if isinstance(outcome, ConnectionLost) else steps.send(outcome)
 
 
 async def _open_async_client(tls: Optional[ssl.SSLContext]) -> AsyncIterator[httpx.AsyncClient]:

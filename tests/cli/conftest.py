@@ -4,9 +4,9 @@ import json
 from dataclasses import dataclass
 
 import pytest
+from tests.cli import scripted_control_plane
 
 from multinode_cli.commands import run
-from tests.cli import scripted_control_plane
 
 MAIN = """\
 from multinode import Multinode

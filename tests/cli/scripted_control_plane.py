@@ -150,6 +150,6 @@ def _handler(plane):
         def log_message(self, *_):
             pass
 
-        do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = answer  # noqa: N815
+        do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = answer
 
     return Handler

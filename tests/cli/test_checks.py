@@ -64,7 +64,6 @@ def test_every_way_to_get_the_object_is_understood(found, head):
         ("@mn.function(cpu=17)\ndef f(): pass\n", 4, "cpu"),
         ("@mn.function(\n  cpu=1,\n  memory='1 GB',\n)\ndef f(): pass\n", 6, "memory"),
         ("@mn.function(timeout=timedelta(hours=25))\ndef f(): pass\n", 4, "timeout"),
-        ("@mn.function(timeout=60)\ndef f(): pass\n", 4, "timeout"),
         ("@mn.function(max_retries=51)\ndef f(): pass\n", 4, "max_retries"),
         ("@mn.function(max_retry=5)\ndef f(): pass\n", 4, "max_retry"),
         ("@mn.function(max_concurrency=2, min_workers=3)\ndef f(): pass\n", 4, "min_workers"),

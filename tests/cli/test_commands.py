@@ -3,8 +3,6 @@
 import json
 
 import pytest
-
-from multinode import wire
 from tests.cli.scripted_control_plane import (
     LATER,
     NOW,
@@ -16,6 +14,8 @@ from tests.cli.scripted_control_plane import (
     server_info,
     version,
 )
+
+from multinode import wire
 
 LATEST = "/v1/projects/billing/versions/latest"
 STARTS = "/v1/projects/billing/functions/add/invocations"
@@ -256,7 +256,7 @@ def test_invoke_tells_values_and_output_as_they_come(cli, invokable):
 def test_invoke_values_are_json_where_they_parse(cli, invokable):
     cli("invoke", "billing/add", "[1, 2]", "b=x y", "--detach")
     (body,) = invokable.bodies("POST", STARTS)
-    assert json.loads(body["inputs"][0]) == [[[1, 2]], {"b": "x y"}]
+    assert json.loads(body["inputs"][0]) == [{"py/tuple": [[1, 2]]}, {"b": "x y"}]
 
 
 def test_invoke_takes_negative_numbers_and_input_files(cli, invokable, tmp_path):
@@ -264,13 +264,19 @@ def test_invoke_takes_negative_numbers_and_input_files(cli, invokable, tmp_path)
     (tmp_path / "input.json").write_text('[[1], {"b": 2}]')
     cli("invoke", "billing/add", "--input", "input.json", "-d")
     inputs = [json.loads(body["inputs"][0]) for body in invokable.bodies("POST", STARTS)]
-    assert inputs == [[[-1, -2.5], {}], [[1], {"b": 2}]]
+    assert inputs == [
+        [{"py/tuple": [-1, -2.5]}, {}],
+        [{"py/tuple": [1]}, {"b": 2}],
+    ]
 
 
 def test_invoke_with_long_flags_takes_all_words_as_arguments(cli, invokable):
     outcome = cli("invoke", "1", "2", "--project-name", "billing", "--function-name", "add", "-d")
     assert outcome.code == 0, outcome.err
-    assert json.loads(invokable.bodies("POST", STARTS)[0]["inputs"][0]) == [[1, 2], {}]
+    assert json.loads(invokable.bodies("POST", STARTS)[0]["inputs"][0]) == [
+        {"py/tuple": [1, 2]},
+        {},
+    ]
 
 
 def test_invoke_of_a_failing_function_exits_with_1(cli, invokable):

@@ -4,7 +4,6 @@ Each case changes nothing on disk and exits with its code. ``tests/snapshots/mes
 """
 
 import pytest
-
 from tests.cli.conftest import MAIN
 from tests.cli.scripted_control_plane import Refusal, server_info, version
 

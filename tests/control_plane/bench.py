@@ -99,9 +99,7 @@ class Bench:
         info = wire.EnvironmentInfo("e" * 64, "3.11", "3.11.7", [], [], model.to_time(0))
         self.do(deployments.save_environment, info)
         request = wire.RegisterRequest("e" * 64, code, {"A": "1"}, described)
-        return self.do(
-            deployments.register, self.context, project, request
-        ).version_id
+        return self.do(deployments.register, self.context, project, request).version_id
 
     def start(self, function: str = "f", project: str = "shop", **options: Any) -> str:
         request = wire.StartRequest(**{"inputs": ["[[],{}]"], **options})

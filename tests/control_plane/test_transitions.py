@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from tests.control_plane.bench import Bench
 
 from multinode import wire
 from multinode.errors import ClaimRefused, InternalError
 from multinode_control_plane import model
 from multinode_control_plane.service import executions, invocations, rows
-from tests.control_plane.bench import Bench
 
 PENDING, RUNNING, CANCELLING = wire.PENDING, wire.RUNNING, wire.CANCELLING
 SUCCEEDED, FAILED, CANCELLED, TIMED_OUT = (

@@ -87,7 +87,7 @@ def _open_standard_streams() -> None:
     import faulthandler
     import io
 
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115, PTH123 - for this process's life
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115 - for this process's life
     streams = [
         io.TextIOWrapper(
             io.BufferedWriter(io.FileIO(fd, "w", closefd=False)),
@@ -243,7 +243,7 @@ class _Task:
         self._interrupts = interrupts
         self._assignment = assignment
         self._place = place
-        self._function: Optional["Function"] = None
+        self._function: Optional[Function] = None
         self._has_ended = False
 
     # --- before the claim ---

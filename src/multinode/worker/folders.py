@@ -45,17 +45,17 @@ class Folders:
     def __init__(self, launch: Launch) -> None:
         self._own: Optional[str] = None
         if launch.work_dir is None or launch.code_dir is None:
-            parent = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - made with mode 0700
-            self._own = os.path.join(parent, f"multinode-{launch.worker_id}")  # noqa: PTH118
+            parent = os.environ.get("TMPDIR") or "/tmp"
+            self._own = os.path.join(parent, f"multinode-{launch.worker_id}")  # noqa: PTH118, PTH211
             os.mkdir(self._own, 0o700)  # noqa: PTH102
         self.bundle_dir = self._own or ""
-        self.work_dir = launch.work_dir or os.path.join(self.bundle_dir, "work")  # noqa: PTH118
+        self.work_dir = launch.work_dir or os.path.join(self.bundle_dir, "work")  # noqa: PTH118, PTH211
 
     def make_work_dir(self, code_dir: str) -> None:
         """Makes the working folder, with a link to each top-level entry of ``code_dir``: relative reads work, writes stay here."""
         os.mkdir(self.work_dir, 0o700)  # noqa: PTH102
         for entry in os.scandir(code_dir):
-            os.symlink(entry.path, os.path.join(self.work_dir, entry.name))  # noqa: PTH118
+            os.symlink(entry.path, os.path.join(self.work_dir, entry.name))  # noqa: PTH118, PTH211
 
     def remove(self) -> None:
         """Removes all of it, as far as that can be done."""

@@ -67,7 +67,7 @@ class Log:
                 written += os.write(self._fd, data[written:])
         except OSError:
             self._lost_bytes += len(data) - written
-            if 0 < written and self._fd is not None:  # half a record: end its line when that works
+            if written > 0 and self._fd is not None:  # half a record: end its line when that works
                 with suppress(OSError):
                     os.write(self._fd, b"\n")
             return

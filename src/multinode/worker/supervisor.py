@@ -258,10 +258,9 @@ class Supervisor:
                 self._interrupt_child(CANCELLED, self._assignment().grace_s)
         elif isinstance(event, Sent):
             self._is_accepted = self._is_accepted or event.is_end
-        elif isinstance(event, Refused):
-            # The watch of an execution whose end was accepted is refused as well.
-            if not (event.is_watch and self._phase == "ended"):
-                self._give_up(event.reason)
+        elif isinstance(event, Refused) and not (event.is_watch and self._phase == "ended"):
+            # Where its end was accepted, the watch is refused as a matter of course.
+            self._give_up(event.reason)
 
     def _on_assigned(self, assigned: Assigned) -> None:
         if self._is_given_up:

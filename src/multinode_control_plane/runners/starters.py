@@ -26,6 +26,7 @@ from typing import Protocol
 from multinode.worker.launch import Launch
 from multinode_control_plane.runners import WorkerNotMadeError
 from multinode_control_plane.runners.virtualenv import lease, venv_of
+from multinode_control_plane.runners.worker_processes import WatchedProcess
 
 START_TIMEOUT_S = 60.0
 """How long a starter may take to answer; the first time it starts an interpreter, on a machine that may be busy."""
@@ -68,6 +69,7 @@ class Starter(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
         self._unread = b""
         self._pending: dict[str, asyncio.Future[None]] = {}
+        self._watched: WatchedProcess | None = None
         self._closed = asyncio.Event()
         self._reaping: asyncio.Future[None] | None = None
 
@@ -112,19 +114,18 @@ class Starter(asyncio.Protocol):
         A starter that does not answer is killed. Whether it had made the worker is then for the caller to find out.
         """
         assert self._transport is not None
-        made: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        made: asyncio.Future[None] = loop.create_future()
         self._pending[launch.worker_id] = made
         order = {"start": asdict(launch), "fresh": fresh, "env": dict(interpreter_env)}
         self._transport.write(json.dumps(order).encode() + b"\n")
+        # No wait_for: it would return a round of the loop later than the future, when the end may have been told.
+        patience = loop.call_later(START_TIMEOUT_S, self._give_up, launch.worker_id)
         try:
-            await asyncio.wait_for(made, START_TIMEOUT_S)
-        except asyncio.TimeoutError as error:
-            self.is_usable = False
-            self._process.kill()
-            message = f"The environment's starter did not answer within {START_TIMEOUT_S:g} s."
-            raise WorkerNotMadeError(message) from error
+            await made
         finally:
-            self._pending.pop(launch.worker_id, None)
+            patience.cancel()
+            del self._pending[launch.worker_id]
 
     def close(self) -> None:
         """Lets it end: at once where it has no worker, else when its last one is gone."""
@@ -149,6 +150,12 @@ class Starter(asyncio.Protocol):
         """The connection is there."""
         assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
+        self._watched = WatchedProcess.open(self.pid)
+        if self._watched is not None:
+            # A descriptor that leaked into a fork would keep the connection open after the starter's death. Shut
+            # down for reading, it still gives what was sent before, and then its end.
+            channel = transport.get_extra_info("socket")
+            self._watched.on_exit(lambda: channel.shutdown(socket.SHUT_RD))
 
     def data_received(self, data: bytes) -> None:
         """Messages, in pieces of any size."""
@@ -160,6 +167,8 @@ class Starter(asyncio.Protocol):
         """It has ended, or we have closed the connection."""
         was_lost, self.is_usable = self._events is not None, False
         self._closed.set()
+        if self._watched is not None:
+            self._watched.close()
         for worker_id, made in self._pending.items():
             if not made.done():
                 made.set_exception(WorkerNotMadeError(self._last_words(worker_id)))
@@ -182,6 +191,12 @@ class Starter(asyncio.Protocol):
             self.workers.discard(worker_id)
             if self._events is not None:
                 self._events.gone(worker_id, int(str(message["status"])))
+
+    def _give_up(self, worker_id: str) -> None:
+        self.is_usable = False
+        self._process.kill()
+        message = f"The environment's starter did not answer within {START_TIMEOUT_S:g} s."
+        self._settle(worker_id, WorkerNotMadeError(message))
 
     def _settle(self, worker_id: str, error: WorkerNotMadeError | None) -> None:
         made = self._pending.get(worker_id)

@@ -1,0 +1,73 @@
+import dataclasses
+import typing
+
+import pytest
+
+from multinode import wire
+
+
+def classes():
+    return [
+        item
+        for item in vars(wire).values()
+        if dataclasses.is_dataclass(item) and item.__module__ == wire.__name__
+    ]
+
+
+def sample(hint):
+    """A value of a type."""
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        return hint(**{field.name: sample(hints[field.name]) for field in dataclasses.fields(hint)})
+    origin, arguments = getattr(hint, "__origin__", None), getattr(hint, "__args__", ())
+    if origin is list:
+        return [sample(arguments[0]), sample(arguments[0])]
+    if origin is dict:
+        return {"key": sample(arguments[1])}
+    if origin is typing.Union:
+        return sample(arguments[0])
+    return {str: "text \ud800 ü", int: 3, float: 1.5, bool: True}[hint]
+
+
+@pytest.mark.parametrize("cls", classes())
+def test_every_class_comes_back_from_json(cls):
+    value = sample(cls)
+
+    assert wire.loads(cls, wire.dumps(value)) == value
+
+
+@pytest.mark.parametrize("cls", classes())
+def test_unknown_fields_are_ignored(cls):
+    value = sample(cls)
+    plain = {**wire.to_plain(value), "of_a_later_release": [1]}
+
+    assert wire.from_plain(cls, plain) == value
+
+
+def test_a_missing_field_with_a_default_has_it():
+    assert wire.from_plain(wire.ErrorBody, {"code": "a", "message": "b"}).hint == ""
+
+
+@pytest.mark.parametrize(
+    ("cls", "plain"),
+    [
+        (wire.ErrorBody, {"code": "a"}),
+        (wire.ErrorBody, {"code": 1, "message": "b"}),
+        (wire.ErrorBody, []),
+        (wire.StartAnswer, {"invocation_ids": "inv-1"}),
+        (wire.StartAnswer, {"invocation_ids": [1]}),
+        (wire.Value, {"number": True, "value": ""}),
+        (wire.Claim, {"execution_id": "exe-1", "import_ms": "1"}),
+    ],
+)
+def test_a_missing_field_or_a_wrong_type_is_a_value_error(cls, plain):
+    with pytest.raises(ValueError, match=r"expected|missing"):
+        wire.from_plain(cls, plain)
+
+
+def test_a_whole_number_is_a_float_too():
+    assert wire.from_plain(wire.Claim, {"execution_id": "exe-1", "import_ms": 2}).import_ms == 2.0
+
+
+def test_statuses_that_are_final_are_statuses():
+    assert set(wire.STATUSES) > wire.FINAL_STATUSES
