@@ -641,7 +641,8 @@ def _field_names(cls: Any) -> List[str]:
 def _decoder(hint: Any) -> Callable[[Any], Any]:
     if is_dataclass(hint):
         return _dataclass_decoder(hint)
-    origin, arguments = getattr(hint, "__origin__", None), getattr(hint, "__args__", ())
+    origin: Any = getattr(hint, "__origin__", None)
+    arguments: Any = getattr(hint, "__args__", ())
     if origin is Union:
         inner = _decoder(next(item for item in arguments if item is not type(None)))
         return lambda data: None if data is None else inner(data)

@@ -23,7 +23,7 @@ class WorkerFile:
         content = {
             "worker_id": worker_id,
             "pid": pid,
-            "start_ticks": processes.start_of(pid),
+            "start_time": processes.start_of(pid),
             "boot_id": processes.boot_id(),
             "starter_pid": os.getppid(),
         }
@@ -46,10 +46,10 @@ class Folders:
         self._own: Optional[str] = None
         if launch.work_dir is None or launch.code_dir is None:
             parent = os.environ.get("TMPDIR") or "/tmp"
-            self._own = os.path.join(parent, f"multinode-{launch.worker_id}")  # noqa: PTH118, PTH211
+            self._own = os.path.join(parent, f"multinode-{launch.worker_id}")  # noqa: PTH118
             os.mkdir(self._own, 0o700)  # noqa: PTH102
         self.bundle_dir = self._own or ""
-        self.work_dir = launch.work_dir or os.path.join(self.bundle_dir, "work")  # noqa: PTH118, PTH211
+        self.work_dir = launch.work_dir or os.path.join(self.bundle_dir, "work")  # noqa: PTH118
 
     def make_work_dir(self, code_dir: str) -> None:
         """Makes the working folder, with a link to each top-level entry of ``code_dir``: relative reads work, writes stay here."""

@@ -6,7 +6,6 @@ A log that cannot be written (a full disk, a reader that is gone) costs output, 
 import codecs
 import json
 import os
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Dict, List, Optional
@@ -29,6 +28,8 @@ class Log:
         self._fd: Optional[int] = 1 if path is None else None
         self._limit_bytes = self._left_bytes = DEFAULT_LIMIT_BYTES
         self._lost_bytes = 0
+        self._is_torn = False
+        """Whether the last record could be written in part only: its line has to be ended first."""
 
     def limit(self, limit_bytes: int) -> None:
         """Says how much output is kept, before any was written."""
@@ -58,7 +59,7 @@ class Log:
         if self._lost_bytes:
             note = f"{self._lost_bytes} bytes of output were lost: the log could not be written."
             lines = [_record("system", note), *lines]
-        data = b"".join(lines)
+        data = b"".join([b"\n", *lines] if self._is_torn else lines)
         written = 0
         try:
             if self._fd is None:
@@ -67,11 +68,9 @@ class Log:
                 written += os.write(self._fd, data[written:])
         except OSError:
             self._lost_bytes += len(data) - written
-            if written > 0 and self._fd is not None:  # half a record: end its line when that works
-                with suppress(OSError):
-                    os.write(self._fd, b"\n")
+            self._is_torn = self._is_torn or written > 0
             return
-        self._lost_bytes = 0
+        self._lost_bytes, self._is_torn = 0, False
 
 
 @dataclass

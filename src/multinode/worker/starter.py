@@ -44,6 +44,8 @@ class Starter:
         """Given to this process for its life and its workers': a lock on the environment."""
         self._workers: Dict[int, str] = {}
         self._spare: Optional[Spare] = None
+        self._wants_spare = True
+        """False after one has died or could not be made, until the next start: a machine that is full is not hammered."""
         self._received = b""
         self._wake, self._bell = os.pipe()
         for fd in (self._wake, self._bell):
@@ -69,8 +71,15 @@ class Starter:
             if watched is not None and self._connection is None:
                 selector.unregister(watched)
                 watched.close()
-            if self._connection is not None and self._spare is None:
-                self._spare = self._fork_ahead()
+            self._refill()
+
+    def _refill(self) -> None:
+        if self._connection is None or self._spare is not None or not self._wants_spare:
+            return
+        try:
+            self._spare = self._fork_ahead()
+        except OSError:
+            self._wants_spare = False
 
     # --- the socket -----------------------------------------------------------------------------------
 
@@ -105,6 +114,7 @@ class Starter:
             self._tell(failed=launch.worker_id, message=f"a process could not be made: {error}")
             return
         self._workers[pid] = launch.worker_id
+        self._wants_spare = True
         self._tell(started=launch.worker_id, pid=pid)
 
     # --- forks ----------------------------------------------------------------------------------------
@@ -124,10 +134,15 @@ class Starter:
 
     def _fork_ahead(self) -> Spare:
         reading, writing = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            _live(lambda: _supervise_when_told(reading, {reading, *self._inherited}))
-        os.close(reading)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _live(lambda: _supervise_when_told(reading, {reading, *self._inherited}))
+        except OSError:
+            os.close(writing)
+            raise
+        finally:
+            os.close(reading)
         return Spare(pid, writing)
 
     def _drop_spare(self) -> None:
@@ -140,10 +155,12 @@ class Starter:
         reading, writing = os.pipe()
         with os.fdopen(writing, "w") as pipe:
             pipe.write(launch.to_json())  # a launch fits into a pipe, whose smallest size is 4 KiB
-        pid = os.fork()
-        if pid == 0:
-            _live(lambda: _exec(reading, {reading, *self._inherited}, variables))
-        os.close(reading)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _live(lambda: _exec(reading, {reading, *self._inherited}, variables))
+        finally:
+            os.close(reading)
         return pid
 
     # --- ends -----------------------------------------------------------------------------------------
@@ -161,6 +178,7 @@ class Starter:
                 return
             if self._spare is not None and pid == self._spare.pid:
                 self._drop_spare()
+                self._wants_spare = False
             worker_id = self._workers.pop(pid, None)
             if worker_id is not None:
                 if status != 0:  # otherwise it has itself seen to it that nothing is left

@@ -93,9 +93,7 @@ def supervise(launch: Launch, child: Child, signals: Signals) -> NoReturn:
             processes.kill_group(child.pid)
             processes.kill_remaining_children()
             folders.remove()
-    except (
-        Exception
-    ) as error:  # the outermost edge: the control plane learns of it by this process's end
+    except Exception as error:  # the outermost edge
         say(launch, f"{type(error).__name__}: {error}")
     finally:
         processes.kill_group(child.pid)
