@@ -40,8 +40,9 @@ def _with_new_requirements(at: Installation, number: int) -> tuple[float, float]
 
 
 def _by_hand(at: Installation, requirements: Path) -> None:
+    """As a user types it: like the control plane, without compiling bytecode."""
     folder = at.folder / "by-hand"
     shutil.rmtree(folder, ignore_errors=True)
     quiet([UV, "venv", "--python", sys.executable, folder])
-    install = [UV, "pip", "install", "--python", folder / "bin/python", "--compile-bytecode"]
+    install = [UV, "pip", "install", "--python", folder / "bin/python"]
     quiet([*install, "-r", requirements, "httpx>=0.24", "jsonpickle>=3.0"])

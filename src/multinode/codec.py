@@ -188,13 +188,23 @@ def _pickler() -> Any:
             return super()._flatten(obj)
 
         def _get_flattener(self, obj: Any) -> Any:
-            if type(obj) is bytearray:
-                return self._flatten_bytearray if self._mkref(obj) else self._getref
+            if _is_better_reduced(obj):
+                return self._flatten_reduced if self._mkref(obj) else self._getref
             return self._flatten_set if type(obj) is set else super()._get_flattener(obj)
 
-        def _flatten_bytearray(self, obj: Any) -> Any:
-            arguments = {TUPLE: [self._flatten(bytes(obj))]}
-            return {"py/reduce": [{"py/type": "builtins.bytearray"}, arguments]}
+        def _flatten_reduced(self, obj: Any) -> Any:
+            function, arguments, state, items, pairs = _reduce(obj)
+            is_new = getattr(function, "__name__", "") == "__newobj__"
+            parts = [
+                "py/newobj" if is_new else self._flatten(function),
+                self._flatten(arguments),
+                self._flatten(state),
+                self._flatten(tuple(items) or None),
+                self._flatten(tuple(map(tuple, pairs)) or None),
+            ]
+            while parts[-1] is None:
+                parts.pop()
+            return {"py/reduce": parts}
 
         def _flatten_set(self, obj: Any) -> Any:
             return {SET: [self._flatten(item) for item in _in_order(obj)]}
@@ -208,6 +218,14 @@ def _pickler() -> Any:
             return {KEY + _dump(self._flatten(key)): self._flatten(obj[key]) for key in obj}
 
     return ExactPickler(keys=True)
+
+
+def _is_better_reduced(obj: Any) -> bool:
+    """Whether jsonpickle's own way loses a part: all of a ``bytearray``, ``fold``, the order or names of keys."""
+    if isinstance(obj, dict) and type(obj) is not dict:
+        return hasattr(obj, "default_factory") or not all(map(_is_plain_key, obj))
+    kind = type(obj)
+    return kind is bytearray or (kind.__module__ == "datetime" and getattr(obj, "fold", 0) == 1)
 
 
 def _refuse_what_cannot_return(obj: Any) -> None:
@@ -379,17 +397,23 @@ class _Comparison:
     def _in_object(self, before: Any, after: Any, path: str) -> Optional[_Difference]:
         if callable(before) and hasattr(before, "__qualname__"):
             return _Difference(path, f"{_kind(before)} would come back as another one")
-        parts, other_parts = _take_apart(before), _take_apart(after)
-        if isinstance(parts, str) or isinstance(other_parts, str):
-            reason = f"{_kind(before)} cannot be taken apart ({parts})"
-            return None if parts == other_parts == "" else _Difference(path, reason)
-        state, other_state = parts.pop("state"), other_parts.pop("state")
-        return self.difference(
-            list(parts.values()), list(other_parts.values()), path
-        ) or self._in_state(state, other_state, path)
+        try:
+            function, arguments, state, *items = _reduce(before)
+            other_function, other_arguments, other_state, *other_items = _reduce(after)
+        except Exception as error:  # whatever the value's own methods raise
+            reason = f"{_kind(before)} cannot be taken apart ({type(error).__name__}: {error})"
+            return _Difference(path, reason)
+        parts = [function, arguments, *items]
+        other_parts = [other_function, other_arguments, *other_items]
+        return self._in_state(state, other_state, path) or self._parts(parts, other_parts, path)
+
+    def _parts(self, before: List[Any], after: List[Any], path: str) -> Optional[_Difference]:
+        found = (self.difference(item, other, path) for item, other in zip(before, after))
+        return next(filter(None, found), None)
 
     def _in_state(self, before: Any, after: Any, path: str) -> Optional[_Difference]:
         """Attributes, so that a message can say ``argument 1.callback``."""
+        before, after = before or {}, after or {}
         if type(before) is not dict or type(after) is not dict:
             return self.difference(before, after, path)
         if set(before) != set(after):
@@ -402,25 +426,16 @@ _NONE = object()
 _TWICE = "it occurs in several places, and would come back as several objects"
 
 
-def _take_apart(value: Any) -> Any:
-    """What pickle makes of an object, or why it cannot: function, arguments, state, list items, dict items."""
+def _reduce(value: Any) -> Tuple[Any, Any, Any, List[Any], List[Any]]:
+    """What pickle makes of an object: function, arguments, state, list items, dict items."""
     import copyreg  # lazy: loaded by jsonpickle already
 
     reducer: Any = copyreg.dispatch_table.get(type(value))  # type: ignore[attr-defined,unused-ignore]
-    try:
-        reduced = reducer(value) if reducer else value.__reduce_ex__(2)
-    except Exception as error:  # whatever the value's own methods raise
-        return f"{type(error).__name__}: {error}"
+    reduced: Any = reducer(value) if reducer else value.__reduce_ex__(4)
     if isinstance(reduced, str):  # the name of a global, which is the same or is none
-        return ""
+        return reduced, None, None, [], []
     function, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
-    return {
-        "function": function,
-        "arguments": arguments,
-        "items": list(items or ()),
-        "pairs": [list(pair) for pair in pairs or ()],
-        "state": state or None,
-    }
+    return function, arguments, state, list(items or ()), list(map(list, pairs or ()))
 
 
 def _what_is_lost(before: Dict[Any, Any], after: Dict[Any, Any]) -> str:

@@ -363,14 +363,7 @@ def _server_file(settings: Settings, url: str, key: str | None) -> dict[str, Any
         "pid": os.getpid(),
         "started_at": model.to_time(time.time()),
         "runner": settings.runner,
-        "options": {
-            "host": settings.host,
-            "port": settings.port,
-            "data_dir": str(settings.data_dir),
-            "database": settings.database,
-            "worker_url": settings.worker_url,
-            "capacity": f"cpu={settings.capacity.cpu},memory={settings.capacity.memory_mib}MiB",
-        },
+        "options": settings.options(),
     }
 
 

@@ -217,7 +217,7 @@ def test_a_pid_that_is_another_process_now_is_not_taken_for_the_worker(data_dir)
     async def main():
         async with opened(data_dir) as (runner, ends):
             path = data_dir / "workers" / "wrk-1.json"
-            content = {"worker_id": "wrk-1", "pid": os.getpid(), "start_ticks": 1, "boot_id": "x"}
+            content = {"worker_id": "wrk-1", "pid": os.getpid(), "start_time": 1, "boot_id": "x"}
             path.write_text(json.dumps({**content, "starter_pid": 1}))
             with path.open() as file:
                 fcntl.flock(file, fcntl.LOCK_EX)

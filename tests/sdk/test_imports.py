@@ -24,7 +24,7 @@ assert double(2) == 4
 """
 
 HEAVY = {
-    "asyncio", "codecs_", "dataclasses", "email", "http", "http.client", "httpx", "inspect",
+    "asyncio", "dataclasses", "email", "http", "http.client", "httpx", "inspect",
     "json", "jsonpickle", "logging", "re", "socket", "ssl", "typing", "urllib", "multinode.wire",
     "multinode.client", "multinode.codec", "multinode.invocation", "multinode.settings",
 }  # fmt: skip

@@ -9,9 +9,8 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Callable, List, NoReturn, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, List, NamedTuple, NoReturn, Optional, Tuple
 
 from .. import wire
 from . import frames, processes
@@ -29,8 +28,7 @@ _INTERPRETER_PREFIXES = ("PYTHON", "LD_", "DYLD_", "MALLOC_")
 """Environment variables that are read only where a program starts."""
 
 
-@dataclass(frozen=True)
-class Child:
+class Child(NamedTuple):
     """A child as its supervisor holds it: the channel, and descriptors to write orders to and read output from."""
 
     pid: int
@@ -220,8 +218,7 @@ class Channel:
         return stat.st_dev, stat.st_ino
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """Where the control plane, the code and the working folder are."""
 
     api_url: str

@@ -1,8 +1,7 @@
 """How an execution ended, decided from what its supervisor saw. Pure."""
 
 import signal
-from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from typing import Any, Dict, NamedTuple, Optional
 
 from ..wire import ExecutionEnd, FunctionError, from_plain
 from .child import CHANNEL_LOST
@@ -12,8 +11,7 @@ TAKEN_AWAY = "worker lost: the machine was taken away (SIGTERM)"
 _OUTCOMES = {b"c": "cancelled", b"t": "timed_out", b"p": "lost"}
 
 
-@dataclass(frozen=True)
-class Death:
+class Death(NamedTuple):
     """The end of the child's process. One of ``exit_code`` and ``signal`` is None."""
 
     exit_code: Optional[int]
@@ -38,8 +36,7 @@ class Death:
         return f"exited with code {self.exit_code}"
 
 
-@dataclass(frozen=True)
-class Interrupt:
+class Interrupt(NamedTuple):
     """An order that was rung into the child."""
 
     order: bytes

@@ -6,9 +6,8 @@ A log that cannot be written (a full disk, a reader that is gone) costs output, 
 import codecs
 import json
 import os
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Dict, List, Optional
+from typing import Dict, List, NamedTuple, Optional
 
 CHUNK_BYTES = 64 * 1024
 DEFAULT_LIMIT_BYTES = 64 * 1024 * 1024
@@ -73,15 +72,11 @@ class Log:
         self._lost_bytes, self._is_torn = 0, False
 
 
-@dataclass
-class Stream:
+class Stream(NamedTuple):
     """One of the child's pipes."""
 
-    fd: int
     name: str
-    decoder: codecs.IncrementalDecoder = field(
-        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
-    )
+    decoder: codecs.IncrementalDecoder
 
 
 class Output:
@@ -89,9 +84,10 @@ class Output:
 
     def __init__(self, stdout: int, stderr: int, log: Log) -> None:
         self._log = log
+        decoder = codecs.getincrementaldecoder("utf-8")
         self._streams: Dict[int, Stream] = {
-            stdout: Stream(stdout, "stdout"),
-            stderr: Stream(stderr, "stderr"),
+            stdout: Stream("stdout", decoder("replace")),
+            stderr: Stream("stderr", decoder("replace")),
         }
         for fd in self._streams:
             os.set_blocking(fd, False)

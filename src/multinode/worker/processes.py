@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Collection, List, Optional, Tuple
+from typing import Any, Collection, List, NamedTuple, Optional
 
 IS_LINUX = sys.platform == "linux"
 
@@ -52,6 +52,7 @@ def start_of(pid: int) -> int:
     return int(fields[19]) if fields else 0
 
 
+@lru_cache(maxsize=None)
 def boot_id() -> str:
     """An id that each boot of this machine gets anew; empty where there is none."""
     with suppress(OSError):
@@ -113,11 +114,39 @@ def kill_remaining_children() -> None:
             os.waitpid(-1, 0)
 
 
-def split_status(status: int) -> Tuple[Optional[int], Optional[int]]:
-    """A raw wait status as ``(exit code, signal)``; one of them is None."""
-    if os.WIFSIGNALED(status):
-        return None, os.WTERMSIG(status)
-    return os.WEXITSTATUS(status), None
+class Reaped(NamedTuple):
+    """A child that has ended. One of ``exit_code`` and ``signal`` is None."""
+
+    pid: int
+    exit_code: Optional[int]
+    signal: Optional[int]
+    peak_memory_bytes: int
+
+
+def reap_one(leader_pid: int) -> Optional[Reaped]:
+    """Reaps a child that has ended; None where none has.
+
+    If it is ``leader_pid``, the group that it leads is killed first: until it is reaped, its pid is nobody else's.
+    """
+    try:
+        if hasattr(os, "waitid"):  # not on macOS
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is not None and ended.si_pid == leader_pid:
+                kill_group(leader_pid)
+        pid, status, usage = os.wait4(-1, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    if not pid:
+        return None
+    if pid == leader_pid and not hasattr(os, "waitid"):
+        kill_group(leader_pid)
+    is_signalled = os.WIFSIGNALED(status)
+    return Reaped(
+        pid=pid,
+        exit_code=None if is_signalled else os.WEXITSTATUS(status),
+        signal=os.WTERMSIG(status) if is_signalled else None,
+        peak_memory_bytes=peak_bytes(usage.ru_maxrss),
+    )
 
 
 def peak_bytes(max_rss: int) -> int:

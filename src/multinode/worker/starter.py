@@ -18,17 +18,16 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Dict, List, NoReturn, Optional, Set
+from typing import Any, Dict, List, NamedTuple, NoReturn, Optional, Set
 
+from .. import wire
 from . import child, processes, supervisor
 from .launch import Launch, from_json
 
 RECEIVE_BYTES = 65536
 
 
-@dataclass(frozen=True)
-class Spare:
+class Spare(NamedTuple):
     """A supervisor that was forked ahead, and the pipe through which it gets its launch."""
 
     pid: int
@@ -246,21 +245,35 @@ def _open_descriptors() -> Set[int]:
     return {fd for fd in found if fd > 2}
 
 
-def _import_ahead() -> None:
-    """What every supervisor and child needs, so that no fork has to import it."""
+def _prepare() -> None:
+    """Imports, and does once, what every supervisor and child does, so that no fork has to do it."""
+    import faulthandler
     import http.client
-    import importlib
     import inspect
+    import resource
     import traceback
+    from encodings import idna  # socket's, for every address
 
     import jsonpickle
 
     from .. import app, client, codec, function, invocation
     from . import failures, reports
 
-    del http, importlib, inspect, traceback, jsonpickle
-    del app, client, codec, function, invocation, failures, reports
+    del faulthandler, http, inspect, resource, traceback, idna, jsonpickle
+    del app, client, function, invocation, reports
     processes.preload()
+    processes.boot_id()
+    codec.decode(codec.encode_output([1]))
+    failed = failures.function_error(ValueError(), "/")
+    for message in (
+        wire.Assignment("", "", "", "", "", {}),
+        wire.Report("", [wire.Value(1, "")], wire.ExecutionEnd("", error=failed)),
+        wire.ExchangeRequest("", "", ""),
+        wire.Claim(""),
+        wire.Watch(""),
+        wire.Order(),
+    ):  # makes their decoders
+        wire.loads(type(message), wire.dumps(message))
 
 
 def main(arguments: List[str]) -> None:
@@ -270,7 +283,7 @@ def main(arguments: List[str]) -> None:
     connection = socket.socket(fileno=int(arguments[1]))
     connection.setblocking(True)
     processes.adopt_orphans()
-    _import_ahead()
+    _prepare()
     gc.collect()
     gc.freeze()
     Starter(connection).run()

@@ -9,7 +9,6 @@ import selectors
 import signal
 import socket
 import sys
-from dataclasses import replace
 from time import monotonic
 from typing import Callable, Dict, NoReturn, Optional
 
@@ -42,6 +41,9 @@ WATCH_AFTER_S = 0.02
 LOST_CHANNEL_S = 1.0
 """How long a child may live on after its end of the channel was closed."""
 FIRST_RING_PAUSE_S, LONGEST_RING_PAUSE_S = 0.02, 1.0
+
+SWITCH_S = 0.0005
+"""How long the thread that sends may have to wait for the loop to let go of the interpreter (Python's default: 5 ms)."""
 
 _PIECE_BYTES = 256 * 1024
 
@@ -81,25 +83,27 @@ class Signals:
 def supervise(launch: Launch, child: Child, signals: Signals) -> NoReturn:
     """Lives one worker's life and exits: 0 after every end, 1 where it could not begin."""
     worker_file: Optional[WorkerFile] = None
+    folders: Optional[Folders] = None
+    supervisor: Optional[Supervisor] = None
     status = 1
     try:
         if launch.worker_file is not None:
             worker_file = WorkerFile(launch.worker_file, launch.worker_id)
         folders = Folders(launch)
-        try:
-            Supervisor(launch, child, signals, folders).run()
-            status = 0
-        finally:
-            processes.kill_group(child.pid)
-            processes.kill_remaining_children()
-            folders.remove()
+        supervisor = Supervisor(launch, child, signals, folders)
+        supervisor.run()
+        status = 0
     except Exception as error:  # the outermost edge
         say(launch, f"{type(error).__name__}: {error}")
     finally:
-        processes.kill_group(child.pid)
+        if (
+            supervisor is None or not supervisor.is_childless
+        ):  # else its pid may be another's by now
+            processes.kill_group(child.pid)
         processes.kill_remaining_children()
-        if worker_file is not None:
-            worker_file.remove()
+        for kept in (folders, worker_file):
+            if kept is not None:
+                kept.remove()
         os._exit(status)
 
 
@@ -124,10 +128,11 @@ class Supervisor:
         self._reports = Reports(launch, self._mailbox, bundle_dir=folders.bundle_dir)
         self._log = Log(launch.log_file)
         self._output = Output(child.stdout, child.stderr, self._log)
-        self._oom = processes.OomCounter()
         self._buffer = frames.FrameBuffer()
         self._selector = selectors.DefaultSelector()
         self._timers: Dict[str, float] = {}
+        self._is_held = False
+        """Whether the child's messages are left unread for now."""
 
         self._phase = "starting"
         self._assigned: Optional[Assigned] = None
@@ -142,7 +147,9 @@ class Supervisor:
 
     def run(self) -> None:
         """Goes on until the child is dead and nothing is left to say."""
+        sys.setswitchinterval(SWITCH_S)
         self._reports.start()
+        self._oom = processes.OomCounter()  # while the code is exchanged, before the child has work
         self._selector.register(self._signals.wake_fd, selectors.EVENT_READ, self._signals.hush)
         self._selector.register(self._child.channel, selectors.EVENT_READ, self._read_channel)
         for fd in self._output.fds:
@@ -150,6 +157,11 @@ class Supervisor:
         while not self._is_over():
             self._tick()
         self._output.drain()
+
+    @property
+    def is_childless(self) -> bool:
+        """Whether the child is dead and reaped."""
+        return self._death is not None
 
     def _is_over(self) -> bool:
         return self._death is not None and (self._is_accepted or self._is_given_up)
@@ -207,13 +219,13 @@ class Supervisor:
         is_reading = fd in self._selector.get_map()
         if is_reading and self._reports.is_full and is_reached:
             self._selector.unregister(fd)
-            self._timers["held"] = float("inf")
-        elif "held" in self._timers and not (self._reports.is_full and is_reached):
-            del self._timers["held"]
+            self._is_held = True
+        elif self._is_held and not (self._reports.is_full and is_reached):
+            self._is_held = False
             self._selector.register(fd, selectors.EVENT_READ, self._read_channel)
 
     def _stop_reading(self) -> None:
-        self._timers.pop("held", None)
+        self._is_held = False
         if self._child.channel.fileno() in self._selector.get_map():
             self._selector.unregister(self._child.channel)
 
@@ -232,7 +244,7 @@ class Supervisor:
             self._phase = "claiming"
             self._reports.claim(wire.Claim(self._execution_id(), float(frame["import_ms"])))
         elif kind == "interrupted" and self._interrupt is not None:
-            self._interrupt = replace(self._interrupt, is_delivered=True)
+            self._interrupt = self._interrupt._replace(is_delivered=True)
             self._timers.pop("ring", None)
         elif kind == "value" and self._phase == "running":
             self._add_value(str(frame["value"]))
@@ -313,7 +325,8 @@ class Supervisor:
         elif self._phase == "running":
             grace_s = min(self._assignment().grace_s, PREEMPTION_GRACE_S)
             self._interrupt_child(PREEMPTED, grace_s)
-            self._timers["kill"] = min(self._timers["kill"], monotonic() + grace_s)
+            if "kill" in self._timers:  # else it is killed already
+                self._timers["kill"] = min(self._timers["kill"], monotonic() + grace_s)
         else:
             self._timers["patience"] = monotonic() + PREEMPTION_GRACE_S
 
@@ -370,25 +383,20 @@ class Supervisor:
     def _reap(self) -> None:
         """Takes notice of the child's death, and reaps orphans that were left to this process."""
         while True:
-            try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
-            except ChildProcessError:
+            reaped = processes.reap_one(self._child.pid)
+            if reaped is None:
                 return
-            if not pid:
-                return
-            if pid == self._child.pid:
-                self._on_death(status, usage.ru_maxrss)
+            if reaped.pid == self._child.pid:
+                self._on_death(reaped)
 
-    def _on_death(self, status: int, max_rss: int) -> None:
-        exit_code, signal_number = processes.split_status(status)
+    def _on_death(self, reaped: processes.Reaped) -> None:
         self._death = death = Death(
-            exit_code=exit_code,
-            signal=signal_number,
-            peak_memory_bytes=processes.peak_bytes(max_rss),
+            exit_code=reaped.exit_code,
+            signal=reaped.signal,
+            peak_memory_bytes=reaped.peak_memory_bytes,
             was_killed_by_us=self._was_killed_by_us,
             was_out_of_memory=self._oom.has_risen(),
         )
-        processes.kill_group(self._child.pid)
         while self._take_frames():  # what it said before it died
             pass
         self._stop_reading()
@@ -416,8 +424,9 @@ class Supervisor:
     # --- time ---
 
     def _time_left(self) -> Optional[float]:
-        nearest = min(self._timers.values(), default=float("inf"))
-        return None if nearest == float("inf") else max(0.0, nearest - monotonic())
+        if not self._timers:
+            return None
+        return max(0.0, min(self._timers.values()) - monotonic())
 
     def _fire_timers(self) -> None:
         now = monotonic()

@@ -14,6 +14,7 @@ It isolates nothing: functions run as the server's user.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -38,6 +39,8 @@ from multinode_control_plane.runners.worker_processes import (
     is_living,
     read,
 )
+
+log = logging.getLogger(__name__)
 
 STARTER_IDLE_S = 180.0
 """How long a starter without workers is kept: it costs about 10 MiB, and starting one 50 to 100 ms."""
@@ -250,6 +253,7 @@ class ProcessRunner:
         found = read(self._worker_file(worker_id))
         process = None if found is None else WatchedProcess.open(found.pid)
         if found is None or process is None:
+            log.warning("worker %s holds its file but cannot be found by it", worker_id)
             return False
         if not found.is_running:  # looked at after it was opened: so the pid is its own
             process.close()

@@ -148,7 +148,7 @@ def disk_full() -> ErrorBody:
     return ErrorBody(
         "storage_full",
         "The control plane's disk is full: the environment cannot be made.",
-        "Make room on it (`multinode server gc`, `uv cache prune`), then deploy again.",
+        "Make room on it (`uv cache prune` is one way), then deploy again.",
     )
 
 

@@ -83,7 +83,7 @@ class WorkerFile:
 
     worker_id: str
     pid: int
-    start_ticks: int
+    start_time: int
     """When the process started, in clock ticks since boot; 0 where that is unknown."""
     boot_id: str
     starter_pid: int
@@ -92,7 +92,7 @@ class WorkerFile:
     def is_running(self) -> bool:
         """Whether the pid is still that of the process which wrote the file."""
         return (
-            self.boot_id == processes.boot_id() and processes.start_of(self.pid) == self.start_ticks
+            self.boot_id == processes.boot_id() and processes.start_of(self.pid) == self.start_time
         )
 
 
@@ -103,7 +103,7 @@ def read(path: Path) -> WorkerFile | None:
         return WorkerFile(
             worker_id=str(found["worker_id"]),
             pid=int(found["pid"]),
-            start_ticks=int(found["start_ticks"]),
+            start_time=int(found["start_time"]),
             boot_id=str(found["boot_id"]),
             starter_pid=int(found["starter_pid"]),
         )

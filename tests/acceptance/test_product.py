@@ -1,0 +1,149 @@
+"""The real command against a real server process: init, deploy, invoke, cancel, crash, adoption, stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = Path(sys.executable).with_name("multinode")
+MAIN = """
+import time
+from pathlib import Path
+from multinode import Multinode
+from multinode.errors import InvocationCancelledError
+
+mn = Multinode()
+
+@mn.function()
+def add(a, b):
+    print("adding")
+    return a + b
+
+@mn.function()
+def wait_for(path):
+    yield "waiting"
+    while not Path(path).exists():
+        time.sleep(0.02)
+    yield "seen"
+
+@mn.function()
+def cancelled(path):
+    try:
+        time.sleep(60)
+    except InvocationCancelledError:
+        Path(path).write_text("cleaned up")
+        raise
+"""
+
+
+class Product:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environ = {**os.environ, "MULTINODE_HOME": str(folder / "home")}
+
+    def run(self, *arguments: str, exit_code: int = 0) -> str:
+        done = subprocess.run(
+            [COMMAND, *arguments],
+            cwd=self.folder,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert done.returncode == exit_code, (arguments, done.stdout, done.stderr)
+        return done.stdout
+
+    def json(self, *arguments: str) -> dict:
+        return json.loads(self.run(*arguments, "--json"))["data"]
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory):
+    made = Product(tmp_path_factory.mktemp("product"))
+    (made.folder / "tasks").mkdir()
+    (made.folder / "tasks" / "main.py").write_text(MAIN)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    (made.folder / "multinode.toml").write_text(
+        f'project = "shop"\n[environment]\npython = "{version}"\n'
+    )
+    made.run("server", "start", "--port", "0")
+    assert made.json("deploy")["created"]
+    yield made
+    made.run("server", "stop", "--now")
+
+
+def until_value(product: Product, invocation_id: str) -> None:
+    """Waits for the first yielded value with the control plane's own waiting request."""
+    from multinode import wire
+    from multinode.client import Client
+
+    known = json.loads((product.folder / "home" / "server.json").read_text())
+    client = Client(known["url"], known["key"])
+    path = f"/v1/invocations/{invocation_id}/values?after=0&wait_s=25"
+    assert client.call(wire.ValuesAnswer, "GET", path, wait_s=25).values
+    client.close()
+
+
+def test_the_same_input_is_the_same_version(product):
+    assert not product.json("deploy")["created"]
+
+
+def test_invoke_prints_the_result_alone(product):
+    assert product.run("invoke", "add", "1", "b=2") == "3\n"
+    ended = product.json("invoke", "add", "1", "b=2")
+    assert (ended["status"], ended["result"]) == ("SUCCEEDED", 3)
+    assert product.run("logs", ended["invocation_id"]) == "adding\n"
+
+
+def test_a_killed_control_plane_loses_nothing_and_adopts_its_workers(product, tmp_path):
+    marker = tmp_path / "go"
+    invocation_id = product.run("invoke", "wait_for", str(marker), "--detach").strip()
+    until_value(product, invocation_id)
+    pid = product.json("server", "status")["pid"]
+    os.kill(pid, signal.SIGKILL)
+    product.run("server", "start")
+    assert product.json("server", "status")["pid"] != pid
+    marker.touch()
+    product.run("logs", invocation_id, "--follow")
+    described = product.json("describe", invocation_id)
+    text = json.dumps(described)
+    assert '"SUCCEEDED"' in text
+    assert product.run("result", invocation_id) == "seen\n"
+
+
+def test_a_cancelled_function_cleans_up(product, tmp_path):
+    from multinode import wire
+    from multinode.client import Client
+
+    marker = tmp_path / "cleaned"
+    invocation_id = product.run("invoke", "cancelled", str(marker), "--detach").strip()
+    known = json.loads((product.folder / "home" / "server.json").read_text())
+    client = Client(known["url"], known["key"])
+    info = client.call(wire.InvocationInfo, "GET", f"/v1/invocations/{invocation_id}")
+    while info.status == "PENDING":
+        path = f"/v1/invocations/{invocation_id}?wait_s=25&revision={info.revision}"
+        info = client.call(wire.InvocationInfo, "GET", path, wait_s=25)
+    client.close()
+    product.run("cancel", invocation_id)
+    product.run("logs", invocation_id, "--follow")
+    assert marker.read_text() == "cleaned up"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [
+        (("invoke", "nope"), 3),
+        (("result", "inv-nope"), 3),
+        (("invoke", "add", "1"), 2),
+        (("describe", "nowhere"), 3),
+    ],
+)
+def test_what_is_unknown_or_wrong_has_its_exit_code(product, arguments, exit_code):
+    product.run(*arguments, exit_code=exit_code)
