@@ -129,11 +129,15 @@ def reap_one(leader_pid: int) -> Optional[Reaped]:
     If it is ``leader_pid``, the group that it leads is killed first: until it is reaped, its pid is nobody else's.
     """
     try:
+        candidate = -1
         if hasattr(os, "waitid"):  # not on macOS
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is not None and ended.si_pid == leader_pid:
+            if ended is None:
+                return None
+            candidate = ended.si_pid
+            if candidate == leader_pid:
                 kill_group(leader_pid)
-        pid, status, usage = os.wait4(-1, os.WNOHANG)
+        pid, status, usage = os.wait4(candidate, os.WNOHANG)
     except ChildProcessError:
         return None
     if not pid:

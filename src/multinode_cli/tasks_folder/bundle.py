@@ -5,19 +5,21 @@ Sorted names, no times, no owners, two modes: the same files give the same SHA-2
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import os
 import stat
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from multinode.errors import BundleTooLarge
 from multinode.limits import MAX_BUNDLE_BYTES
 from multinode_cli.tasks_folder.project_file import ProjectFile
+
+if TYPE_CHECKING:
+    from tarfile import TarFile
 
 IGNORE_FILES = (".multinodeignore", ".dockerignore")
 _NEVER = frozenset((".git", "__pycache__", ".venv", "node_modules", ".env"))
@@ -51,6 +53,9 @@ def list_files(project: ProjectFile) -> tuple[list[str], list[str]]:
 
 def pack(project: ProjectFile, files: list[str]) -> Bundle:
     """The archive of ``files``. Raises BundleTooLarge where they are over 100 MiB."""
+    import gzip  # lazy: start-up time
+    import tarfile
+
     _refuse_too_large(project, files)
     buffer = io.BytesIO()
     with (
@@ -63,7 +68,9 @@ def pack(project: ProjectFile, files: list[str]) -> Bundle:
     return Bundle(archive, hashlib.sha256(archive).hexdigest())
 
 
-def _add(tar: tarfile.TarFile, path: Path, relative: str) -> None:
+def _add(tar: TarFile, path: Path, relative: str) -> None:
+    import tarfile
+
     entry = tarfile.TarInfo(relative.rstrip("/"))
     if path.is_symlink():
         entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, str(path.readlink()), 0o777

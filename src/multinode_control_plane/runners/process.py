@@ -169,7 +169,7 @@ class ProcessRunner:
         if worker is None:
             return
         starter = worker.starter
-        exit_code, number = processes.split_status(status)
+        exit_code, number = _split(status)
         self._finish(worker, WorkerEnd(worker_id, _detail(exit_code, number), exit_code, number))
         if starter is not None:
             self._stop_when_idle(starter)
@@ -359,6 +359,13 @@ class ProcessRunner:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _split(status: int) -> tuple[int | None, int | None]:
+    """A raw wait status as exit code and signal; one of them is None."""
+    if os.WIFSIGNALED(status):
+        return None, os.WTERMSIG(status)
+    return os.WEXITSTATUS(status), None
 
 
 def _detail(exit_code: int | None, number: int | None) -> str:
