@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import traceback
@@ -22,6 +23,9 @@ NAMES = ("control_plane", "startup", "watching", "new_workers", "deploying")
 def main() -> int:
     """1 where a target was missed or a benchmark failed, else 0."""
     options = _options()
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # the control plane is stopped on the way
     found: dict[str, list[Figure]] = {}
     print(circumstances())
     with tempfile.TemporaryDirectory(prefix="multinode-bench-") as folder:

@@ -10,7 +10,6 @@ request and one transaction: the project changes there or not at all. ``plan`` e
 from __future__ import annotations
 
 import io
-import tarfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -323,6 +322,8 @@ def _changed_files(before: bytes, after: bytes) -> dict[str, str]:
 
 
 def _contents(archive: bytes) -> dict[str, tuple[bytes, int, str, bytes]]:
+    import tarfile  # lazy: start-up time
+
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         found = {}
         for entry in tar:

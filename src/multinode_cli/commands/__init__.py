@@ -1,11 +1,10 @@
 """The commands. Each returns an ``Answer``; ``frame`` makes it a Typer command and prints it.
 
-A command's module is imported only when that command is asked for.
+A command's module is imported only when that command, or everybody's ``--help``, is asked for.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,49 +17,16 @@ from multinode_cli.errors import INTERRUPTED, Interrupted, exit_code
 from multinode_cli.settings import read_settings
 
 _MODULES = {
-    "starting": {
-        "init": "Write a new project: multinode.toml, tasks/, and an application that invokes its functions."
-    },
-    "releasing": {
-        "check": "Say what is wrong in tasks/, without importing or sending anything.",
-        "deploy": "Create the project, or add a version to it and make that the latest.",
-        "upgrade": "Like deploy, but the project must exist.",
-    },
-    "projects": {
-        "undeploy": "Cancel what is in flight, then remove the project with its versions, results and logs.",
-        "list": "List the projects: newest version, functions, invocations in flight.",
-        "describe": "Describe a project, a function, or an invocation attempt by attempt.",
-        "rollback": "Make an earlier version the latest.",
-    },
-    "invoking": {
-        "invoke": "Start an invocation, follow it, and print its result alone on stdout.",
-        "run": "Run a function of the local tasks/ here, in this terminal, with no control plane.",
-    },
-    "invocations": {
-        "ps": "List the invocations in flight, with why a pending one is not running.",
-        "logs": "Print the output of a function, stdout and stderr in the order in which they came.",
-        "result": "Print the result of an invocation, or the newest value that it has yielded so far.",
-        "cancel": "Ask for cancellation of invocations, or of everything in flight of a function.",
-        "retry": "Start a new invocation with the input of another one, and print its id.",
-    },
-    "server": {"server": "Start, stop and look at the local control plane."},
-    "access": {
-        "login": "Check a key and store it for the commands and the SDK.",
-        "logout": "Forget a profile's key here; the key itself stays valid until it is revoked.",
-        "profile": "List the profiles of `multinode login`, and choose one.",
-        "key": "Make, list and revoke API keys.",
-    },
-    "doctor": {
-        "doctor": "Check Python, uv, Docker, the control plane, credentials, clock and disk."
-    },
+    "starting": ("init",),
+    "releasing": ("check", "deploy", "upgrade"),
+    "projects": ("undeploy", "list", "describe", "rollback"),
+    "invoking": ("invoke", "run"),
+    "invocations": ("ps", "logs", "result", "cancel", "retry"),
+    "server": ("server",),
+    "access": ("login", "logout", "profile", "key"),
+    "doctor": ("doctor",),
 }
-"""Each module with its commands and what ``--help`` says of them, so that ``--help`` imports none of them.
-
-A test compares this with the commands' own docstrings.
-"""
-
-_COMPLETION = "_MULTINODE_COMPLETE"
-"""The variable by which a shell asks for completions."""
+"""Each module with the commands that it defines, in the order in which ``--help`` lists them."""
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """Typer's UsageError, which some releases take from click and others bring along."""
@@ -94,14 +60,13 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
-    command = typer.main.get_command(load(words, everything=_COMPLETION in os.environ))
+    command = typer.main.get_command(load(words))
     outcome = command.main(words, prog_name="multinode", standalone_mode=False)
     return outcome if isinstance(outcome, int) else 0
 
 
-def load(words: Sequence[str], *, everything: bool = False) -> typer.Typer:
-    """The application. Of the commands only those of the module that ``words`` begin with are more than a name and a
-    summary, unless ``everything`` is asked for."""
+def load(words: Sequence[str]) -> typer.Typer:
+    """The application, with the module of the command that ``words`` begin with, else with all of them."""
     app = typer.Typer(
         name="multinode",
         help="Run Python functions somewhere else: on a laptop, a server, or in your own AWS account.",
@@ -113,17 +78,10 @@ def load(words: Sequence[str], *, everything: bool = False) -> typer.Typer:
     )
     app.callback()(_global_options)
     first = words[0] if words else ""
-    for module, commands in _MODULES.items():
-        if everything or first in commands:
-            import_module(f"multinode_cli.commands.{module}").commands.add_to(app)
-            continue
-        for name, summary in commands.items():
-            app.command(name, help=summary, short_help=summary)(_not_loaded)
+    chosen = [module for module, commands in _MODULES.items() if first in commands]
+    for module in chosen or _MODULES:
+        import_module(f"multinode_cli.commands.{module}").commands.add_to(app)
     return app
-
-
-def _not_loaded() -> None:
-    """Stands for a command in ``--help``, and never runs."""
 
 
 def _global_options(

@@ -89,7 +89,9 @@ def span(seconds: float, *, exact: bool = True) -> str:
 
 
 def memory(mib: float) -> str:
-    """``512 MiB``, ``2 GiB``."""
+    """``512 MiB``, ``2 GiB``, ``18.8 GiB``."""
+    if mib >= 10 * 1024:
+        return f"{mib / 1024:.4g} GiB"
     return f"{mib / 1024:g} GiB" if mib >= 1024 and mib % 512 == 0 else f"{mib:.4g} MiB"
 
 
