@@ -248,7 +248,6 @@ def _open_descriptors() -> Set[int]:
 def _prepare() -> None:
     """Imports, and does once, what every supervisor and child does, so that no fork has to do it."""
     import faulthandler
-    import encodings.idna  # what looking up a host imports
     import http.client
     import inspect
     import resource
