@@ -209,9 +209,9 @@ def _pickler() -> Any:
         def _flatten_set(self, obj: Any) -> Any:
             return {SET: [self._flatten(item) for item in _in_order(obj)]}
 
-        def _flatten_dict_obj(self, obj: Any, data: Any = None, exclude: Any = ()) -> Any:
+        def _flatten_dict_obj(self, obj: Any, data: Any = None, *more: Any, **named: Any) -> Any:
             if type(obj) is not dict or data is not None:
-                return super()._flatten_dict_obj(obj, data, exclude)
+                return super()._flatten_dict_obj(obj, data, *more, **named)
             if all(map(_is_plain_key, obj)):
                 return {key: self._flatten(item) for key, item in obj.items()}
             # One key that has to be written as JSON, and all are: jsonpickle reads those last.
@@ -500,11 +500,13 @@ def _restore_plain(data: Dict[str, Any]) -> Any:
 def _restore(text: str) -> Any:
     from jsonpickle.unpickler import Unpickler  # lazy: 50 ms
 
+    class NamedUnpickler(Unpickler):  # type: ignore[misc,unused-ignore]
+        def register_classes(self, classes: Dict[str, Any]) -> None:
+            self._classes.update(classes)  # before 3.3 jsonpickle ignores the names it is given
+
     data = json.loads(text)
-    classes: Dict[str, Any] = {}
-    for name in _names(data):
-        classes[name] = _find(name)
-    unpickler = Unpickler(keys=True, safe=True, on_missing=_raise_missing)
+    classes = {name: _find(name) for name in _names(data)}
+    unpickler = NamedUnpickler(keys=True, safe=True, on_missing=_raise_missing)
     try:
         return unpickler.restore(data, classes=classes)
     except errors.DecodingError:

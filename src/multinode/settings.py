@@ -11,10 +11,12 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Dict, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional
 
 from . import errors
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DEFAULT_RETRY_S = 300.0
 LOGIN_HINT = (
@@ -94,6 +96,8 @@ def uses_worker_token(environ: Optional[Mapping[str, str]] = None) -> bool:
 
 def home(environ: Optional[Mapping[str, str]] = None) -> Path:
     """The folder of configuration and local server: ``MULTINODE_HOME``, else ``~/.multinode``."""
+    from pathlib import Path  # costs 5 ms, which workers, who read no files, need not pay
+
     environ = os.environ if environ is None else environ
     chosen = environ.get("MULTINODE_HOME")
     return Path(chosen).expanduser() if chosen else Path.home() / ".multinode"
