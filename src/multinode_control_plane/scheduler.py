@@ -10,13 +10,19 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from multinode import wire
-from multinode.errors import ClaimRefused, ImportFailed, by_code
+from multinode.errors import (
+    ClaimRefused,
+    ControlPlaneError,
+    ImportFailed,
+    ServerStopping,
+    by_code,
+)
 from multinode_control_plane import model
 from multinode_control_plane.runners import Runner, WorkerEnd, WorkerLaunch, WorkerNotMadeError
 from multinode_control_plane.service import executions
@@ -35,6 +41,9 @@ log = logging.getLogger(__name__)
 
 DESCRIBE_TIMEOUT_S = 300.0
 UNREACHABLE_GRACE_S = 10.0
+STORE_AGAIN_S = 1.0
+"""First pause before what the store had no room for is written again; doubles up to a minute."""
+LONGEST_STORE_AGAIN_S = 60.0
 
 
 @dataclass
@@ -55,6 +64,8 @@ class Lease:
     heard_at: float
     open_requests: int = 0
     unreachable: bool = False
+    stopped: bool = False
+    """Whether it was stopped for its silence; once is enough."""
 
 
 @dataclass
@@ -69,6 +80,7 @@ class Scheduler:
     tokens: dict[str, WorkerIdentity] = field(default_factory=dict)
     _leases: dict[str, Lease] = field(default_factory=dict)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    _starts: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
     _timer: asyncio.TimerHandle | None = None
     _timer_at: float = 0.0
     _silence_timer: asyncio.TimerHandle | None = None
@@ -82,7 +94,7 @@ class Scheduler:
         living = await self.runner.adopt([who.worker_id for who in known])
         for who in known:
             if who.worker_id in living:
-                self.heard(who.worker_id)
+                self.lease(who.worker_id)
             else:
                 end = WorkerEnd(who.worker_id, detail="it ended while the control plane was away")
                 await self.store.write(
@@ -116,9 +128,9 @@ class Scheduler:
         for effect in effects:
             match effect:
                 case StartWorker(launch):
-                    self._spawn(self._start(launch))
+                    self._starts[launch.worker_id] = self._spawn(self._start(launch))
                 case StopWorker(worker_id, grace_s):
-                    self._spawn(self.runner.stop(worker_id, grace_s))
+                    self._spawn(self._stop(worker_id, grace_s))
                 case SetTimer(at):
                     self._set_timer(at)
                 case ForgetWorker(worker_id):
@@ -126,10 +138,11 @@ class Scheduler:
                 case RemoveLogs(execution_ids):
                     self._spawn(self.runner.remove_logs(execution_ids))
 
-    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -137,24 +150,59 @@ class Scheduler:
             log.error("an action failed", exc_info=task.exception())
 
     async def _start(self, launch: WorkerLaunch) -> None:
+        worker_id = launch.worker_id
         try:
+            self.lease(worker_id)
             await self.runner.start(launch)
-        except WorkerNotMadeError as error:
+        except Exception as error:  # the runner's own fault too: else the slot would stay taken
+            expected = isinstance(error, WorkerNotMadeError)
+            log.warning("%s could not be made: %s", worker_id, error, exc_info=not expected)
+            if not expected and await self.runner.alive(worker_id):
+                await self.runner.stop(worker_id, 0.0)  # its end is told by the runner
+                return
             why = str(error)
-            log.warning("%s could not be made: %s", launch.worker_id, why)
-            await self.store.write(
-                lambda tx: executions.worker_not_made(tx, self.context, launch.worker_id, why)
+            await self._store(
+                lambda tx: executions.worker_not_made(tx, self.context, worker_id, why)
             )
         else:
-            self.heard(launch.worker_id)
-            await self.store.write(lambda tx: executions.worker_accepted(tx, launch.worker_id))
+            await self._store(lambda tx: executions.worker_accepted(tx, worker_id))
+        finally:
+            self._starts.pop(worker_id, None)
+
+    async def _stop(self, worker_id: str, grace_s: float) -> None:
+        """Stops a worker, when its start is no longer under way. One that the runner does not know is gone."""
+        starting = self._starts.get(worker_id)
+        if starting is not None:
+            await asyncio.wait([starting])
+        await self.runner.stop(worker_id, grace_s)
+        if not await self.runner.alive(worker_id):
+            end = WorkerEnd(worker_id, detail="its runner does not know it")
+            await self._store(partial(executions.worker_gone, context=self.context, end=end))
+
+    async def _store(self, job: Callable[[Transaction], Any]) -> None:
+        """Writes what happened outside, and goes on trying where there is no room for it.
+
+        A stopping server drops it: the next start compares workers and rows, and finds it.
+        """
+        pause_s = STORE_AGAIN_S
+        while True:
+            try:
+                await self.store.write(job)
+            except ServerStopping:
+                return
+            except ControlPlaneError as error:
+                log.error("what became of a worker could not be stored: %s", error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_STORE_AGAIN_S)
+            else:
+                return
 
     def _worker_ended(self, end: WorkerEnd) -> None:
         describe = self.describes.pop(end.worker_id, None)
         if describe is not None:
             self._end_describe(describe, end)
             return
-        self._spawn(self.store.write(lambda tx: executions.worker_gone(tx, self.context, end)))
+        self._spawn(self._store(lambda tx: executions.worker_gone(tx, self.context, end)))
 
     def _forget(self, worker_id: str) -> None:
         self._leases.pop(worker_id, None)
@@ -175,22 +223,38 @@ class Scheduler:
 
     def _timer_is_over(self) -> None:
         self._timer = None
-        self._spawn(self.store.write(lambda tx: tx.wake()))
+        self._timer_at = 0.0  # the tick looks for the next one, also where this one came early
+        self._spawn(self._store(lambda tx: tx.wake()))
 
     # --- silence ------------------------------------------------------------------------------------
 
-    def heard(self, worker_id: str, *, opened: int = 0) -> None:
-        """A word of the worker arrived; ``opened`` +1 and -1 for a request that is held open."""
-        lease = self._leases.setdefault(worker_id, Lease(0.0))
-        lease.heard_at = time.monotonic()
-        lease.open_requests += opened
-        if lease.unreachable:
-            lease.unreachable = False
-            self._spawn(
-                self.store.write(lambda tx: executions.set_unreachable(tx, worker_id, False))
-            )
+    def lease(self, worker_id: str) -> None:
+        """From now on the worker is expected to be heard, until it is gone."""
+        self._leases.setdefault(worker_id, Lease(time.monotonic()))
         if self._silence_timer is None:
             self._arm_silence(self.context.settings.silence_s)
+
+    def heard(self, worker_id: str) -> None:
+        """A word of the worker arrived. One that is gone by now has no lease that it could renew."""
+        lease = self._leases.get(worker_id)
+        if lease is None:
+            return
+        lease.heard_at = time.monotonic()
+        if lease.unreachable:
+            lease.unreachable = lease.stopped = False
+            self._spawn(self._store(lambda tx: executions.set_unreachable(tx, worker_id, False)))
+
+    def opened(self, worker_id: str) -> None:
+        """The worker holds a request open: until `closed` it is not silent."""
+        self.heard(worker_id)
+        if worker_id in self._leases:
+            self._leases[worker_id].open_requests += 1
+
+    def closed(self, worker_id: str) -> None:
+        """A request that the worker held open was answered."""
+        self.heard(worker_id)
+        if worker_id in self._leases:
+            self._leases[worker_id].open_requests -= 1
 
     def _arm_silence(self, delay_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -199,17 +263,17 @@ class Scheduler:
     async def _ask_for_silent(self) -> None:
         """Asks the runner for each worker that has been silent too long; silence is not death."""
         settings = self.context.settings
-        now = time.monotonic()
         for worker_id, lease in list(self._leases.items()):
-            silent_s = 0.0 if lease.open_requests else now - lease.heard_at
-            if silent_s < settings.silence_s:
+            silent_s = 0.0 if lease.open_requests else time.monotonic() - lease.heard_at
+            if silent_s < settings.silence_s or lease.stopped or worker_id in self._starts:
                 continue
             if silent_s >= settings.silence_s + settings.unreachable_s:
                 log.warning("%s has been silent for %.0f s: stopping it", worker_id, silent_s)
-                await self.runner.stop(worker_id, UNREACHABLE_GRACE_S)
+                lease.stopped = True
+                self._spawn(self._stop(worker_id, UNREACHABLE_GRACE_S))
             elif not lease.unreachable and await self.runner.alive(worker_id):
                 lease.unreachable = True
-                await self.store.write(
+                await self._store(
                     partial(executions.set_unreachable, worker_id=worker_id, unreachable=True)
                 )
         self._silence_timer = None
@@ -226,7 +290,7 @@ class Scheduler:
             + (settings.unreachable_s if lease.unreachable else 0.0)
             - now
             for lease in self._leases.values()
-            if not lease.open_requests
+            if not lease.open_requests and not lease.stopped
         ]
         return max(0.05, min(left, default=settings.silence_s))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Annotated
+from uuid import uuid4
 
 import typer
 
@@ -280,7 +281,9 @@ def retry(
     Example: multinode retry inv-…
     """
     name = names.invocation_id(invocation, invocation_id)
-    answer = session.client.call(StartAnswer, "POST", path_of("invocations", name, "retry"))
+    answer = session.client.call(
+        StartAnswer, "POST", path_of("invocations", name, "retry", request_key=uuid4().hex)
+    )
     if not answer.invocation_ids:
         message = f"The control plane started nothing for {name}."
         raise InvocationNotFound(message, "`multinode ps -a` lists the recent ones.")

@@ -89,6 +89,21 @@ class Call:
         """Whether a query parameter is ``1`` or ``true``."""
         return self.query(name) in ("1", "true")
 
+    def project(self) -> str:
+        """The project of the path. Raises NotAllowed where it is not the one of a worker's token."""
+        return self.within_own(self.path("project"))
+
+    def within_own(self, project: str) -> str:
+        """``project``. Raises NotAllowed where the caller is a worker of another one."""
+        if self.caller.within not in (None, project):
+            message = (
+                f"A worker of {self.caller.within!r} may not use the project {project!r:.100}."
+            )
+            raise NotAllowed(
+                message, "Use an API key (MULTINODE_API_URL, MULTINODE_API_KEY in .env)."
+            )
+        return project
+
     @property
     def wait_s(self) -> float:
         """How long the caller waits for a change."""

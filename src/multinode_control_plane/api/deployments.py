@@ -31,10 +31,7 @@ async def get_project(call: Call) -> wire.ProjectDetail:
 
 async def get_version(call: Call) -> wire.VersionInfo:
     """GET /v1/projects/{project}/versions/{version}"""
-    project, version = call.path("project"), call.path("version")
-    if call.caller.within not in (None, project):
-        message = "A worker sees its own project only."
-        raise NotAllowed(message)
+    project, version = call.project(), call.path("version")
     return await call.plane.store.read(
         lambda connection: cases.describe_version(connection, project, version)
     )

@@ -19,7 +19,7 @@ MAX_WAITED_FOR = 10_000
 
 async def start(call: Call) -> wire.StartAnswer:
     """POST …/functions/{function}/invocations"""
-    project, function, request = call.path("project"), call.path("function"), call.body
+    project, function, request = call.project(), call.path("function"), call.body
     catalog = call.plane.context.catalog
     return await call.plane.store.write(
         lambda tx: cases.start(tx, catalog, project, function, request)
@@ -74,10 +74,8 @@ async def values(call: Call) -> Any:
 
 async def page(call: Call) -> wire.InvocationList:
     """GET /v1/invocations"""
-    project = call.query("project") or call.caller.within
-    if call.caller.within not in (None, project):
-        message = "A worker sees the invocations of its own project only."
-        raise InvalidRequest(message)
+    asked = call.query("project")
+    project = call.caller.within if asked is None else call.within_own(asked)
     return await call.plane.store.read(
         lambda connection: cases.page(
             connection,
@@ -143,4 +141,7 @@ async def cancel_many(call: Call) -> wire.CancelAnswer:
 async def retry(call: Call) -> wire.StartAnswer:
     """POST /v1/invocations/{id}/retry"""
     invocation_id, catalog = call.path("id"), call.plane.context.catalog
-    return await call.plane.store.write(lambda tx: cases.retry(tx, catalog, invocation_id))
+    request_key = call.query("request_key") or ""
+    return await call.plane.store.write(
+        lambda tx: cases.retry(tx, catalog, invocation_id, request_key)
+    )

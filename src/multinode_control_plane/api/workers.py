@@ -46,12 +46,12 @@ async def watch(call: Call) -> Any:
         found = await plane.store.read(lambda connection: cases.watch(connection, who, request))
         return found.order is not None, found
 
-    plane.scheduler.heard(who.worker_id, opened=1)
+    plane.scheduler.opened(who.worker_id)
     try:
         wait_s = min(request.wait_s, MAX_WAIT_S)
         return await until(plane, [f"worker:{who.worker_id}"], wait_s, look)
     finally:
-        plane.scheduler.heard(who.worker_id, opened=-1)
+        plane.scheduler.closed(who.worker_id)
 
 
 async def described(call: Call) -> wire.Empty:

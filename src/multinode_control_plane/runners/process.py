@@ -1,7 +1,7 @@
 """The ``process`` runner: workers are processes on the control plane's machine, in virtual environments.
 
     data folder/environments/   virtualenv.py        data folder/workers/<wrk-id>.json   worker_processes.py
-    data folder/bundles/, code/ bundles.py           data folder/work/<wrk-id>/          working folders
+    data folder/bundles/, code/ bundles.py           data folder/work, by worker         working folders
     data folder/logs/           log_files.py         data folder/starters/               what starters said on stderr
 
 A worker that a starter of this server made is gone when the starter says so. One that was adopted from an earlier

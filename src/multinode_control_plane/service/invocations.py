@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from multinode import wire
 from multinode.errors import (
     FunctionInputSizeLimitExceeded,
+    FunctionNotFound,
     IdempotencyConflict,
     InvalidRequest,
     InvocationNotFound,
@@ -27,6 +28,7 @@ from multinode_control_plane.service import rows, statements
 from multinode_control_plane.service.actions import RemoveLogs, SetTimer, StopWorker
 from multinode_control_plane.service.catalog import Catalog
 from multinode_control_plane.service.catalog import read as read_version
+from multinode_control_plane.service.hints import nearest_hint
 from multinode_control_plane.service.statements import Row
 from multinode_control_plane.store import Transaction
 
@@ -306,14 +308,36 @@ def cancel_all(tx: Transaction, project: str, function: str | None) -> wire.Canc
         invocations.c.project == project, invocations.c.finished_at.is_(None)
     )
     if function is not None:
+        _check_function(tx.connection, project, function)
         query = query.where(invocations.c.function == function)
     return cancel(tx, list(tx.connection.execute(query).scalars()))
 
 
-def retry(tx: Transaction, catalog: Catalog, invocation_id: str) -> wire.StartAnswer:
-    """Starts a new invocation of the latest version with the same input."""
+def _check_function(connection: sa.Connection, project: str, function: str) -> None:
+    """Raises FunctionNotFound where no version of the project has the function."""
+    names = connection.execute(
+        sa.select(queues.c.function).where(queues.c.project == project)
+    ).scalars()
+    known = list(names)
+    if function not in known:
+        message = f"The project {project!r} has no function {function!r}."
+        raise FunctionNotFound(
+            message, nearest_hint(function, known, f"It has: {', '.join(known)}.")
+        )
+
+
+def retry(
+    tx: Transaction, catalog: Catalog, invocation_id: str, request_key: str = ""
+) -> wire.StartAnswer:
+    """Starts a new invocation of the latest version with the same input; one for each ``request_key``."""
     row = rows.invocation(tx.connection, invocation_id)
-    return start(tx, catalog, row.project, row.function, wire.StartRequest(inputs=[row.input]))
+    return start(
+        tx,
+        catalog,
+        row.project,
+        row.function,
+        wire.StartRequest(inputs=[row.input], request_key=request_key),
+    )
 
 
 def detail(connection: sa.Connection, invocation_id: str, now: float) -> wire.InvocationDetail:

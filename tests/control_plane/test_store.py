@@ -1,0 +1,57 @@
+"""The store: a job that raises changes nothing, one that finds the disk full says so, and the writer goes on."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy as sa
+from tests.control_plane.bench import Bench
+
+from multinode.errors import FunctionNotFound, StorageFull
+from multinode_control_plane import model
+from multinode_control_plane.service import invocations
+
+
+def test_a_job_that_raises_changes_nothing(bench: Bench) -> None:
+    bench.deploy()
+
+    def job(tx) -> None:
+        tx.connection.execute(sa.delete(model.projects))
+        message = "no"
+        raise ValueError(message)
+
+    with pytest.raises(ValueError, match="no"):
+        bench.do(job)
+    assert bench.status(bench.start()) == "PENDING"
+
+
+def test_a_full_disk_is_an_error_and_loses_nothing(bench: Bench) -> None:
+    bench.deploy()
+    first = bench.start()
+
+    def limit(pages: int) -> None:
+        bench.do(lambda tx: tx.connection.exec_driver_sql(f"PRAGMA max_page_count={pages}"))
+
+    limit(1)  # SQLite takes it for the size that it has
+    with pytest.raises(StorageFull):
+        bench.start(inputs=["1" * 200_000] * 20)
+    assert bench.status(first) == "PENDING"
+    limit(1_000_000)
+    assert bench.status(bench.start()) == "PENDING"
+
+
+def test_the_same_retry_asked_twice_starts_one(bench: Bench) -> None:
+    bench.deploy()
+    old = bench.start()
+    catalog = bench.context.catalog
+    answers = {
+        bench.do(invocations.retry, catalog, old, "key-1").invocation_ids[0] for _ in range(2)
+    }
+    assert len(answers) == 1
+    assert answers != {old}
+
+
+def test_cancelling_all_of_an_unknown_function_says_so(bench: Bench) -> None:
+    bench.deploy(greet={})
+    with pytest.raises(FunctionNotFound, match="grete") as caught:
+        bench.do(invocations.cancel_all, "shop", "grete")
+    assert "greet" in caught.value.hint
