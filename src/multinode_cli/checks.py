@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from multinode.limits import MAX_CONCURRENCY
 from multinode_cli.tasks_folder import ProjectFile
 
 _SETTINGS_HINT = "docs/reference/sdk.md lists the settings"
@@ -286,7 +287,9 @@ class _MainReader:
         lines = {item.arg: item.value.lineno for item in decorator.keywords if item.arg}
         faulty = False
         for setting, value in known.items():
-            problem = _settings_problem({setting: value})
+            # min_workers goes up to max_concurrency: whether the two agree is looked at below.
+            beside = {"max_concurrency": MAX_CONCURRENCY} if setting == "min_workers" else {}
+            problem = _settings_problem({setting: value, **beside})
             if problem:
                 faulty = True
                 self._say(lines[setting], f"{name}: {problem}")

@@ -86,6 +86,15 @@ def test_no_object_at_all_is_told(found):
     assert "no Multinode() object" in found("from multinode import Multinode\n").problems[0]
 
 
+def test_min_workers_goes_up_to_the_functions_own_max_concurrency(found):
+    assert (
+        found(HEAD + "@mn.function(min_workers=20, max_concurrency=50)\ndef f(): pass\n").problems
+        == []
+    )
+    (problem,) = found(HEAD + "@mn.function(min_workers=20)\ndef f(): pass\n").problems
+    assert "min_workers" in problem
+
+
 def test_computed_settings_are_left_to_the_import(found):
     body = "N = 99\n@mn.function(cpu=N, timeout=timedelta(hours=N), **{})\ndef f(): pass\n"
     assert found(HEAD + body).problems == []
