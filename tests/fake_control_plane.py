@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -75,8 +75,7 @@ class FakeControlPlane:
         """A launch whose claim code gives ``assignment``; token and ids are made up where they are empty."""
         number = next(self._ids)
         worker_id = launch.pop("worker_id", f"wrk-{number}")
-        assignment = replace(
-            assignment,
+        assignment = assignment.replace(
             token=assignment.token or f"token-{number}",
             execution_id=assignment.execution_id or f"exe-{number}",
             invocation_id=assignment.invocation_id or f"inv-{number}",

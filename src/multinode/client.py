@@ -2,7 +2,7 @@
 
 What is to be done is written once, as generators (*steps*) that yield small effects: a ``Request`` to send, a ``Sleep``,
 and, where results come one by one, an ``Emit``. Two drivers perform them: ``Client.run`` and ``Client.iterate`` block
-(over ``http.client``), ``Client.arun`` and ``Client.aiterate`` await (over ``httpx``). Everything above composes steps
+(over ``HttpConnection``), ``Client.arun`` and ``Client.aiterate`` await (over ``httpx``). Everything above composes steps
 with ``yield from client.exchange(…)``.
 
 This module knows nothing of functions and invocations, and decodes no jsonpickle text.
@@ -14,33 +14,26 @@ import json
 import os
 import time
 from collections import deque
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    AsyncIterator,
-    Callable,
-    Deque,
-    Dict,
-    Generator,
-    Iterator,
-    Optional,
-    Type,
-    TypeVar,
-    Union,
-    cast,
-)
 from urllib.parse import quote, urlencode, urlsplit
 
 from . import errors, settings, wire
+from .http_connection import ClosedUnanswered, HttpConnection, NotHttp
+from .records import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import http.client  # costs 30 ms: only where something is sent
     import ssl
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
+    from typing import Any, Deque, Dict, Optional, Type, TypeVar, Union
     from weakref import WeakKeyDictionary
 
     import httpx
+
+    T = TypeVar("T")
+    Effect = Union["Request", "Sleep", "Emit"]
+    Outcome = Union["Reply", "ConnectionLost", None]
+    Steps = Generator[Effect, Any, T]
 
 CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0
@@ -49,11 +42,8 @@ STREAM_TIMEOUT_S = 60.0
 """Silence after which a stream counts as lost: four heartbeats of 15 s."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 
-T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Request:
+class Request(Record):
     """Effect: send this; the outcome is a ``Reply``, or ``ConnectionLost`` is thrown in."""
 
     method: str
@@ -63,8 +53,7 @@ class Request:
     timeout_s: float
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(Record):
     """What came back; ``version`` is the header ``Multinode-Version``, empty where it is missing."""
 
     status: int
@@ -73,15 +62,13 @@ class Reply:
     body: bytes
 
 
-@dataclass(frozen=True)
-class Sleep:
+class Sleep(Record):
     """Effect: go on after this many seconds."""
 
     seconds: float
 
 
-@dataclass(frozen=True)
-class Emit:
+class Emit(Record):
     """Effect: hand this value to whoever iterates."""
 
     value: Any
@@ -94,11 +81,6 @@ class ConnectionLost(Exception):
         super().__init__(reason)
         self.reason = reason
         self.is_hopeless = is_hopeless
-
-
-Effect = Union[Request, Sleep, Emit]
-Outcome = Union[Reply, ConnectionLost, None]
-Steps = Generator[Effect, Any, T]
 
 
 def path_of(*segments: str, **query: Optional[Union[str, float, bool]]) -> str:
@@ -132,7 +114,7 @@ class Client:
         self._address = _check_url(self.url)
         self._headers = {"Authorization": f"Bearer {_check_key(key)}", "Accept": "application/json"}
         self._ssl: Optional[ssl.SSLContext] = None
-        self._idle: Deque[http.client.HTTPConnection] = deque()
+        self._idle: Deque[HttpConnection] = deque()
         self._pid = os.getpid()
         self._async_clients: Optional[WeakKeyDictionary[Any, Any]] = None
 
@@ -232,7 +214,7 @@ class Client:
             left_s = failed_at + retry_s - now
             if left_s <= 0 or lost.is_hopeless:
                 raise self._unreachable(lost.reason, now - failed_at) from lost
-            yield Sleep(min(left_s, pause_s * _jitter()))
+            yield Sleep(min(left_s, pause_s * jitter()))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _unreachable(self, reason: str, tried_s: float) -> errors.ControlPlaneUnreachable:
@@ -253,7 +235,8 @@ class Client:
             while True:
                 effect = _resume(steps, _perform(effect, send))
         except StopIteration as stop:
-            return cast(T, stop.value)
+            returned: T = stop.value
+            return returned
         finally:
             steps.close()
 
@@ -280,32 +263,26 @@ class Client:
             except _StaleConnection:
                 self.close()  # the others are as old
         try:
-            return self._send_on(self._connect(request), request)
+            return self._send_on(self._connect(), request)
         except _StaleConnection as stale:
             raise ConnectionLost(stale.reason) from stale
 
-    def _send_on(self, connection: http.client.HTTPConnection, request: Request) -> Reply:
+    def _send_on(self, connection: HttpConnection, request: Request) -> Reply:
         """One exchange. A connection whose exchange did not come to its end, for any reason, is never used again."""
-        import http.client  # costs 30 ms: only where something is sent
-
-        is_whole = False
         try:
-            connection.sock.settimeout(request.timeout_s)
-            connection.request(request.method, request.path, request.body, request.headers)
-            response = connection.getresponse()
-            reply = _read_reply(response)
-            is_whole = not response.will_close
-        except (ConnectionError, http.client.BadStatusLine) as error:
+            reply = _exchange(connection, request)
+        except (ConnectionError, ClosedUnanswered) as error:
             raise _StaleConnection(_reason(error)) from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, NotHttp) as error:
             raise ConnectionLost(_reason(error)) from error
         finally:
-            if not is_whole:
+            if not connection.is_reusable:
                 connection.close()
-        self._idle.append(connection)
+        if connection.is_reusable:
+            self._idle.append(connection)
         return reply
 
-    def _take_idle(self) -> Optional[http.client.HTTPConnection]:
+    def _take_idle(self) -> Optional[HttpConnection]:
         if self._pid != os.getpid():  # forked: the sockets are the parent's
             self.close()
             self._pid = os.getpid()
@@ -314,28 +291,13 @@ class Client:
         except IndexError:
             return None
 
-    def _connect(self, request: Request) -> http.client.HTTPConnection:
-        import http.client  # costs 30 ms: only where something is sent
-
+    def _connect(self) -> HttpConnection:
         address = self._address
-        connection: http.client.HTTPConnection
-        if address.is_tls:
-            connection = http.client.HTTPSConnection(
-                address.host, address.port, timeout=CONNECT_TIMEOUT_S, context=self._tls()
-            )
-        else:
-            connection = http.client.HTTPConnection(
-                address.host, address.port, timeout=CONNECT_TIMEOUT_S
-            )
+        tls = self._tls() if address.is_tls else None
         try:
-            connection.connect()  # sets TCP_NODELAY
+            return HttpConnection(address.host, address.port, timeout_s=CONNECT_TIMEOUT_S, tls=tls)
         except OSError as error:
-            connection.close()
             raise ConnectionLost(_reason(error), is_hopeless=_is_certificate(error)) from error
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     def _tls(self) -> ssl.SSLContext:
         if self._ssl is None:
@@ -353,7 +315,8 @@ class Client:
             while True:
                 effect = _resume(steps, await self._aperform(effect))
         except StopIteration as stop:
-            return cast(T, stop.value)
+            returned: T = stop.value
+            return returned
         finally:
             steps.close()
 
@@ -420,11 +383,11 @@ class Client:
             owner = _open_async_client(self._tls() if self._address.is_tls else None)
             known = (await owner.__anext__(), owner)
             self._async_clients[loop] = known
-        return cast("httpx.AsyncClient", known[0])
+        opened: httpx.AsyncClient = known[0]
+        return opened
 
 
-@dataclass(frozen=True)
-class _Address:
+class _Address(Record):
     """A control plane's URL, taken apart; ``path`` is the prefix before ``/v1``."""
 
     is_tls: bool
@@ -445,47 +408,35 @@ class _StaleConnection(Exception):
 class _Stream:
     """One streaming answer on a connection of its own."""
 
-    def __init__(self, connect: Callable[[Request], http.client.HTTPConnection]) -> None:
+    def __init__(self, connect: Callable[[], HttpConnection]) -> None:
         self._connect = connect
-        self._connection: Optional[http.client.HTTPConnection] = None
-        self._response: Optional[http.client.HTTPResponse] = None
+        self._connection: Optional[HttpConnection] = None
 
     def open(self, request: Request) -> Reply:
         """Sends the request; the reply of a success has no body yet."""
-        import http.client  # costs 30 ms: only where something is sent
-
         self.close()
-        self._connection = self._connect(request)
+        self._connection = self._connect()
         try:
-            self._connection.sock.settimeout(request.timeout_s)
-            self._connection.request(request.method, request.path, request.body, request.headers)
-            self._response = self._connection.getresponse()
-            return _read_reply(self._response, is_stream=self._response.status < 300)
-        except (OSError, http.client.HTTPException) as error:
+            return _exchange(self._connection, request, is_stream=True)
+        except (OSError, NotHttp) as error:
             raise ConnectionLost(_reason(error)) from error
 
     def lines(self) -> Iterator[bytes]:
         """Its lines, without the blank ones. Raises ConnectionLost where it breaks off."""
-        import http.client  # costs 30 ms: only where something is sent
-
+        assert self._connection is not None, "it was not opened"
         rest = b""
         try:
-            while self._response is not None:
-                piece = self._response.read1(65536)
+            for piece in self._connection.body():
                 *whole, rest = (rest + piece).split(b"\n")
-                if not piece:
-                    whole = [rest]
                 yield from (line for line in whole if line.strip())
-                if not piece:
-                    return
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, NotHttp) as error:
             reason = f"the stream broke off: {_reason(error)}"
             raise ConnectionLost(reason) from error
+        if rest.strip():
+            yield rest
 
     def close(self) -> None:
         """Closes the connection."""
-        if self._response is not None:
-            self._response.close()
         if self._connection is not None:
             self._connection.close()
 
@@ -521,7 +472,7 @@ async def _open_async_client(tls: Optional[ssl.SSLContext]) -> AsyncIterator[htt
         yield client
 
 
-def _jitter() -> float:
+def jitter() -> float:
     """A factor between 0.5 and 1; from the system, since the module ``random`` costs 3 ms and is the user's to seed."""
     return 0.5 + os.urandom(1)[0] / 510
 
@@ -529,24 +480,29 @@ def _jitter() -> float:
 # --- answers ---
 
 
-def _read_reply(response: http.client.HTTPResponse, *, is_stream: bool = False) -> Reply:
+def _exchange(connection: HttpConnection, request: Request, *, is_stream: bool = False) -> Reply:
+    """Sends a request and reads its answer; of a success that is a stream only the head."""
+    head = connection.send(
+        request.method, request.path, request.headers, request.body, request.timeout_s
+    )
+    body = b"" if is_stream and head.status < 300 else b"".join(connection.body())
     return Reply(
-        response.status,
-        response.headers.get("Content-Type", ""),
-        response.headers.get("Multinode-Version", ""),
-        b"" if is_stream else response.read(),
+        head.status,
+        head.headers.get("content-type", ""),
+        head.headers.get("multinode-version", ""),
+        body,
     )
 
 
 def _read_answer(answer_cls: Type[T], reply: Reply, url: str) -> T:
     _check_reply(reply, url)
     if answer_cls is bytes:
-        return cast(T, reply.body)
+        return reply.body  # type: ignore[return-value]
     try:
         data = json.loads(reply.body)
         if getattr(answer_cls, "__origin__", None) is list:
             (item_cls,) = answer_cls.__args__  # type: ignore[attr-defined]
-            return cast(T, [wire.from_plain(item_cls, item) for item in data])
+            return [wire.from_plain(item_cls, item) for item in data]  # type: ignore[return-value]
         return wire.from_plain(answer_cls, data)
     except (ValueError, TypeError) as error:
         raise _unexpected(reply, url, f"({error})") from error

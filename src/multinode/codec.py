@@ -12,12 +12,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Set, Tuple
 
 from . import errors, limits
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
+    from typing import Any, Dict, List, Optional, Set, Tuple
+
+    Roots = Dict[str, Any]
+    """What is encoded, by the name that a message gives it: ``argument 1``, ``argument 'x'``, ``the value``."""
 
 TUPLE, SET, KEY = "py/tuple", "py/set", "json://"
 NAMES = ("py/object", "py/type", "py/function")
@@ -27,9 +31,6 @@ MAX_INTEGER_BITS = 14_000
 """Python 3.11 and later read no integer of more than 4,300 digits (14,284 bits): ``sys.set_int_max_str_digits``."""
 
 STORAGE_HINT = "Save large data to storage (e.g. S3) and pass its location instead."
-
-Roots = Dict[str, Any]
-"""What is encoded, by the name that a message gives it: ``argument 1``, ``argument 'x'``, ``the value``."""
 
 
 class _NotPlain(Exception):

@@ -13,11 +13,18 @@ from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Any, Deque, Dict, Iterator, List, Optional, Tuple, Union
 
 from . import codec, errors, wire
-from .client import Client, Emit, Steps, path_of
+from .client import Emit, path_of
 from .limits import MAX_START_BATCH, WAIT_S
+from .records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, Deque, Dict, List, Optional, Tuple, Union
+
+    from .client import Client, Steps
 
 MAX_ASKED_FOR = 250
 """Invocations that one waiting request names: the results come in order, so the oldest are those to wait for."""
@@ -91,8 +98,7 @@ class InvocationIdsList:
     next_offset: Optional[str]
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Record):
     """A function of a control plane. Without ``version_id`` it is the latest version's at each start."""
 
     project: str
@@ -105,16 +111,14 @@ class Target:
         return f"{self.project}/{self.function}"
 
 
-@dataclass(frozen=True)
-class StartOptions:
+class StartOptions(Record):
     """What ``with_options`` sets for ``start``."""
 
     idempotency_key: Optional[str] = None
     delay_s: float = 0.0
 
 
-@dataclass(frozen=True)
-class MapOptions:
+class MapOptions(Record):
     """How ``map`` hands out its results; ``window`` is the number of invocations in flight or not yet handed out."""
 
     ordered: bool = True

@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional
 
 from . import errors
+from .records import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+    from typing import Any, Dict, Optional
 
 DEFAULT_RETRY_S = 300.0
 LOGIN_HINT = (
@@ -25,48 +27,43 @@ LOGIN_HINT = (
 )
 
 
-@dataclass(frozen=True)
-class Connection:
+class Connection(Record):
     """A control plane and the key for it. ``source`` says where both were found, for messages."""
 
     url: str
-    key: str = field(repr=False)
+    key: str
     retry_s: float = DEFAULT_RETRY_S
     source: str = ""
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(Record):
     """One profile of ``multinode login``."""
 
     name: str
     url: str
-    key: str = field(repr=False)
+    key: str
 
 
-@dataclass(frozen=True)
-class Credentials:
+class Credentials(Record):
     """What ``credentials.json`` holds; ``current`` is None where no profile is chosen."""
 
     current: Optional[str]
     profiles: Mapping[str, Profile]
 
 
-@dataclass(frozen=True)
-class LocalServer:
+class LocalServer(Record):
     """What ``server.json`` says of the local control plane."""
 
     url: str
-    key: str = field(repr=False)
+    key: str
     pid: int
 
 
-@dataclass(frozen=True)
-class WorkerContext:
+class WorkerContext(Record):
     """The invocation that this process runs, and the token that it may use."""
 
     api_url: str
-    token: str = field(repr=False)
+    token: str
     project: str
     version_id: str
     invocation_id: str

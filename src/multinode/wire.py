@@ -8,11 +8,18 @@ A reader ignores fields that it does not know, and every field added after 2.0.0
 environments for months, and speak with control planes of later releases of the same major version.
 """
 
-# No `from __future__ import annotations` here: the hints are evaluated, on Python 3.8 too.
+from __future__ import annotations
+
 import json
-from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
-from typing import Any, Callable, Dict, List, Optional, Type, TypeVar, Union, get_type_hints
+
+from .records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Optional, Type, TypeVar
+
+    T = TypeVar("T")
 
 MAJOR_VERSION = 2
 
@@ -26,8 +33,7 @@ ROLES = ("admin", "deploy", "invoke", "read")
 # --- errors ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ErrorBody:
+class ErrorBody(Record):
     """The body of every answer that is no success: ``{"error": {"code", "message", "hint"}}``."""
 
     code: str
@@ -35,8 +41,7 @@ class ErrorBody:
     hint: str = ""
 
 
-@dataclass(frozen=True)
-class FunctionError:
+class FunctionError(Record):
     """How a function or its worker failed. ``type`` and ``traceback`` are empty for a lost worker."""
 
     message: str
@@ -47,8 +52,7 @@ class FunctionError:
 # --- functions and versions -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class FunctionSettings:
+class FunctionSettings(Record):
     """The settings of one function, checked where the decorator stands (see docs/reference/sdk.md)."""
 
     cpu: float = 0.1
@@ -67,8 +71,7 @@ class FunctionSettings:
     idle_timeout_s: float = 60.0
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(Record):
     """One parameter of a function; ``kind`` as ``inspect.Parameter.kind.name`` in lower case."""
 
     name: str
@@ -78,8 +81,7 @@ class Parameter:
     """The default's ``repr``, at most 100 characters; None where there is none."""
 
 
-@dataclass(frozen=True)
-class FunctionDescription:
+class FunctionDescription(Record):
     """One function as its decorator and signature describe it.
 
     ``kind`` is ``function``, ``coroutine``, ``generator`` or ``async_generator``.
@@ -92,8 +94,7 @@ class FunctionDescription:
     doc: str = ""
 
 
-@dataclass(frozen=True)
-class EnvironmentSpec:
+class EnvironmentSpec(Record):
     """What an environment is made from. ``files`` are those that ``requirements`` includes: path below
     ``tasks/`` to base64 content. ``settings`` are index settings (``UV_*`` and ``PIP_*`` names)."""
 
@@ -106,8 +107,7 @@ class EnvironmentSpec:
     apt: Optional[List[str]] = None
 
 
-@dataclass(frozen=True)
-class BuildRequest:
+class BuildRequest(Record):
     """Body of ``POST /v1/projects/{project}/environments``."""
 
     spec: EnvironmentSpec
@@ -115,8 +115,7 @@ class BuildRequest:
     strict_python: bool = False
 
 
-@dataclass(frozen=True)
-class EnvironmentInfo:
+class EnvironmentInfo(Record):
     """An environment that is there. ``python`` was asked for, ``python_served`` (``3.11.7``) runs."""
 
     digest: str
@@ -130,8 +129,7 @@ class EnvironmentInfo:
     """Whether this request made it."""
 
 
-@dataclass(frozen=True)
-class BuildEvent:
+class BuildEvent(Record):
     """One line of the answer's stream: a line of build output, or at last the environment or an error."""
 
     line: Optional[str] = None
@@ -139,8 +137,7 @@ class BuildEvent:
     error: Optional[ErrorBody] = None
 
 
-@dataclass(frozen=True)
-class DescribeRequest:
+class DescribeRequest(Record):
     """Body of ``POST /v1/projects/{project}/describe``: import ``main.py`` in the environment."""
 
     environment_digest: str
@@ -148,15 +145,13 @@ class DescribeRequest:
     dotenv: Dict[str, str]
 
 
-@dataclass(frozen=True)
-class DescribeAnswer:
+class DescribeAnswer(Record):
     """The functions that ``main.py`` defines."""
 
     functions: List[FunctionDescription]
 
 
-@dataclass(frozen=True)
-class RegisterRequest:
+class RegisterRequest(Record):
     """Body of ``POST /v1/projects/{project}/versions``.
 
     ``create`` makes the project where it is missing; without it a missing project is ProjectNotFound.
@@ -171,8 +166,7 @@ class RegisterRequest:
     """Only tell what would happen."""
 
 
-@dataclass(frozen=True)
-class RegisterAnswer:
+class RegisterAnswer(Record):
     """``created`` is False where the version existed already; ``changes`` says what differs from the latest
     version in words (``function add: memory 256 MiB -> 512 MiB``)."""
 
@@ -183,8 +177,7 @@ class RegisterAnswer:
     changes: List[str]
 
 
-@dataclass(frozen=True)
-class VersionInfo:
+class VersionInfo(Record):
     """One version with its functions, settings and environment."""
 
     project: str
@@ -199,8 +192,7 @@ class VersionInfo:
     functions: List[FunctionDescription]
 
 
-@dataclass(frozen=True)
-class VersionItem:
+class VersionItem(Record):
     """One version in a list, newest first."""
 
     version_id: str
@@ -210,8 +202,7 @@ class VersionItem:
     functions: List[str]
 
 
-@dataclass(frozen=True)
-class ProjectInfo:
+class ProjectInfo(Record):
     """One project. ``in_flight`` counts invocations that have not ended."""
 
     project: str
@@ -222,23 +213,20 @@ class ProjectInfo:
     deleting: bool = False
 
 
-@dataclass(frozen=True)
-class ProjectDetail:
+class ProjectDetail(Record):
     """A project with all its versions, newest first."""
 
     project: ProjectInfo
     versions: List[VersionItem]
 
 
-@dataclass(frozen=True)
-class LatestRequest:
+class LatestRequest(Record):
     """Body of ``PUT /v1/projects/{project}/latest``; without a version: the one before the latest."""
 
     version_id: Optional[str] = None
 
 
-@dataclass(frozen=True)
-class DeletedProject:
+class DeletedProject(Record):
     """Answer of ``DELETE /v1/projects/{project}``: it waits for what is in flight, up to ``wait_s``."""
 
     project: str
@@ -249,8 +237,7 @@ class DeletedProject:
 # --- invocations ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class StartRequest:
+class StartRequest(Record):
     """Body of ``POST /v1/projects/{project}/functions/{function}/invocations``.
 
     One request starts ``len(inputs)`` invocations, all or none, in that order. ``request_key`` makes it safe to
@@ -265,8 +252,7 @@ class StartRequest:
     parent_id: Optional[str] = None
 
 
-@dataclass(frozen=True)
-class StartAnswer:
+class StartAnswer(Record):
     """Ids in the order of the inputs."""
 
     invocation_ids: List[str]
@@ -274,8 +260,7 @@ class StartAnswer:
     """False where the idempotency key named an invocation that existed."""
 
 
-@dataclass(frozen=True)
-class InvocationInfo:
+class InvocationInfo(Record):
     """One invocation. ``revision`` grows with every change; give it back to wait for the next one.
 
     ``terminated`` is True when the status is final and no worker of it is left.
@@ -304,8 +289,7 @@ class InvocationInfo:
     """Whether its worker has been silent for 30 s and the runner says that it lives."""
 
 
-@dataclass(frozen=True)
-class InvocationItem:
+class InvocationItem(Record):
     """One invocation in a list; no input and no result."""
 
     invocation_id: str
@@ -321,31 +305,27 @@ class InvocationItem:
     unreachable: bool = False
 
 
-@dataclass(frozen=True)
-class InvocationList:
+class InvocationList(Record):
     """A page of at most 50, newest first; ``next_offset`` is opaque, None on the last page."""
 
     invocations: List[InvocationItem]
     next_offset: Optional[str]
 
 
-@dataclass(frozen=True)
-class WaitRequest:
+class WaitRequest(Record):
     """Body of ``POST /v1/invocations/wait``: answered when any of them has ended, or after ``wait_s``."""
 
     invocation_ids: List[str]
     wait_s: float = 25.0
 
 
-@dataclass(frozen=True)
-class WaitAnswer:
+class WaitAnswer(Record):
     """Those of the invocations asked for that have ended."""
 
     ended: List[InvocationInfo]
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(Record):
     """One yielded value. Numbers start at 1 and run on over attempts."""
 
     number: int
@@ -353,8 +333,7 @@ class Value:
     attempt: int = 1
 
 
-@dataclass(frozen=True)
-class ValuesAnswer:
+class ValuesAnswer(Record):
     """Values after the number asked for, oldest first, at most 1,000 of them or 4 MiB.
 
     ``ended`` is True where the invocation has ended and nothing follows. ``left_out`` counts older values that are
@@ -366,8 +345,7 @@ class ValuesAnswer:
     left_out: int = 0
 
 
-@dataclass(frozen=True)
-class CancelRequest:
+class CancelRequest(Record):
     """Body of ``POST /v1/cancel``: these ids, or everything in flight of one function or project."""
 
     invocation_ids: Optional[List[str]] = None
@@ -375,16 +353,14 @@ class CancelRequest:
     function: Optional[str] = None
 
 
-@dataclass(frozen=True)
-class CancelAnswer:
+class CancelAnswer(Record):
     """``requested`` had not ended; ``ended`` had, and are left as they are."""
 
     requested: List[str]
     ended: List[str]
 
 
-@dataclass(frozen=True)
-class TimelineStep:
+class TimelineStep(Record):
     """One step of an attempt, e.g. ``worker requested``, ``ms`` after the step before."""
 
     name: str
@@ -392,8 +368,7 @@ class TimelineStep:
     ms: float
 
 
-@dataclass(frozen=True)
-class ExecutionInfo:
+class ExecutionInfo(Record):
     """One attempt. ``state`` is ``starting``, ``running`` or ``ended``; ``outcome`` is ``succeeded``, ``failed``,
     ``cancelled``, ``timed_out`` or ``lost``."""
 
@@ -413,8 +388,7 @@ class ExecutionInfo:
     timeline: List[TimelineStep]
 
 
-@dataclass(frozen=True)
-class InvocationDetail:
+class InvocationDetail(Record):
     """An invocation with its input and every attempt, oldest first."""
 
     invocation: InvocationInfo
@@ -422,8 +396,7 @@ class InvocationDetail:
     executions: List[ExecutionInfo]
 
 
-@dataclass(frozen=True)
-class LogRecord:
+class LogRecord(Record):
     """One piece of output as it was read: ``stream`` is ``stdout``, ``stderr`` or ``system`` (our own notes).
 
     ``text`` may hold several lines or a part of one.
@@ -438,8 +411,7 @@ class LogRecord:
 # --- installation ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ServerInfo:
+class ServerInfo(Record):
     """Answer of ``GET /v1/server``: the control plane, and who is asking."""
 
     version: str
@@ -459,8 +431,7 @@ class ServerInfo:
     """The control plane's time."""
 
 
-@dataclass(frozen=True)
-class StopRequest:
+class StopRequest(Record):
     """Body of ``POST /v1/server/stop``.
 
     ``mode``: ``drain`` waits for what runs, ``now`` cancels it, ``restart`` leaves workers running.
@@ -469,16 +440,14 @@ class StopRequest:
     mode: str = "drain"
 
 
-@dataclass(frozen=True)
-class KeyRequest:
+class KeyRequest(Record):
     """Body of ``POST /v1/keys``."""
 
     name: str
     role: str
 
 
-@dataclass(frozen=True)
-class KeyInfo:
+class KeyInfo(Record):
     """An API key; ``key`` is there only in the answer that makes it."""
 
     name: str
@@ -491,8 +460,7 @@ class KeyInfo:
 # --- workers --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ExchangeRequest:
+class ExchangeRequest(Record):
     """Body of ``POST /v1/worker/exchange``, the only request without a token.
 
     The claim code is used up by the first nonce; the same nonce again gets the same answer (a lost one can be
@@ -504,8 +472,7 @@ class ExchangeRequest:
     nonce: str
 
 
-@dataclass(frozen=True)
-class Assignment:
+class Assignment(Record):
     """What a worker is for. ``kind`` is ``invocation`` or ``describe``; the rest of the fields that an
     invocation has are empty for a describe."""
 
@@ -528,8 +495,7 @@ class Assignment:
     """Number of the next yielded value: they run on over attempts."""
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(Record):
     """Body of ``POST /v1/worker/claim``: ``main.py`` is imported, the code starts when this is answered.
 
     ``import_ms`` is how long the import took. Asking again gets the same answer.
@@ -539,8 +505,7 @@ class Claim:
     import_ms: float = 0.0
 
 
-@dataclass(frozen=True)
-class ExecutionEnd:
+class ExecutionEnd(Record):
     """How an execution ended, as its worker saw it.
 
     ``outcome`` is ``succeeded``, ``failed``, ``cancelled``, ``timed_out`` or ``lost`` (a child that died without a
@@ -558,8 +523,7 @@ class ExecutionEnd:
     run_ms: Optional[float] = None
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(Record):
     """Body of ``POST /v1/worker/report``. Values and end may be sent twice: twice changes nothing.
 
     ``end`` may come without a claim where the import of ``main.py`` failed.
@@ -570,43 +534,37 @@ class Report:
     end: Optional[ExecutionEnd] = None
 
 
-@dataclass(frozen=True)
-class Watch:
+class Watch(Record):
     """Body of ``POST /v1/worker/watch``, held open up to ``wait_s``; each one renews the lease."""
 
     execution_id: str
     wait_s: float = 25.0
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(Record):
     """Answer of claim, report and watch: ``order`` is None or ``cancel``."""
 
     order: Optional[str] = None
 
 
-@dataclass(frozen=True)
-class Described:
+class Described(Record):
     """Body of ``POST /v1/worker/described``: the functions, or why ``main.py`` could not be imported."""
 
     functions: Optional[List[FunctionDescription]] = None
     error: Optional[ErrorBody] = None
 
 
-@dataclass(frozen=True)
-class Empty:
+class Empty(Record):
     """An answer that says only that it worked."""
 
 
 # --- JSON -----------------------------------------------------------------------------------------------
 
-T = TypeVar("T")
-
 
 def to_plain(value: Any) -> Any:
     """``value`` as dicts, lists and scalars that ``json`` takes."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: to_plain(getattr(value, name)) for name in _field_names(type(value))}
+    if isinstance(value, Record):
+        return {name: to_plain(item) for name, item in vars(value).items()}
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
     if isinstance(value, dict):
@@ -616,7 +574,14 @@ def to_plain(value: Any) -> Any:
 
 def dumps(value: Any) -> bytes:
     """``value`` as JSON in ASCII (lone surrogates stay escapes)."""
-    return json.dumps(to_plain(value), separators=(",", ":")).encode("ascii")
+    return json.dumps(value, default=_fields_of, separators=(",", ":")).encode("ascii")
+
+
+def _fields_of(value: Any) -> Dict[str, Any]:
+    if not isinstance(value, Record):
+        message = f"{type(value).__name__} does not cross the network"
+        raise TypeError(message)
+    return vars(value)
 
 
 def loads(cls: Type[T], data: bytes) -> T:
@@ -626,40 +591,37 @@ def loads(cls: Type[T], data: bytes) -> T:
 
 def from_plain(cls: Type[T], data: Any) -> T:
     """An instance of ``cls`` from what ``json.loads`` gave; unknown fields are ignored."""
-    hint: Any = cls
-    made = _decoder(hint)(data)
+    made = _decoder(cls.__name__)(data)
     assert isinstance(made, cls)
     return made
 
 
 @lru_cache(maxsize=None)
-def _field_names(cls: Any) -> List[str]:
-    return [field.name for field in fields(cls)]
-
-
-@lru_cache(maxsize=None)
-def _decoder(hint: Any) -> Callable[[Any], Any]:
-    if is_dataclass(hint):
-        return _dataclass_decoder(hint)
-    origin: Any = getattr(hint, "__origin__", None)
-    arguments: Any = getattr(hint, "__args__", ())
-    if origin is Union:
-        inner = _decoder(next(item for item in arguments if item is not type(None)))
-        return lambda data: None if data is None else inner(data)
-    if origin is list:
-        item_decoder = _decoder(arguments[0])
-        return lambda data: [item_decoder(item) for item in _expect(data, list)]
-    if origin is dict:
-        value_decoder = _decoder(arguments[1])
-        return lambda data: {key: value_decoder(item) for key, item in _expect(data, dict).items()}
-    if hint is float:
+def _decoder(hint: str) -> Callable[[Any], Any]:
+    """What checks and makes a value of a field's annotation: a scalar, a class of this module, Optional, List or Dict of one."""
+    outer, _, inner = hint.partition("[")
+    if outer == "Optional":
+        decode = _decoder(inner[:-1])
+        return lambda data: None if data is None else decode(data)
+    if outer == "List":
+        decode = _decoder(inner[:-1])
+        return lambda data: [decode(item) for item in _expect(data, list)]
+    if outer == "Dict":
+        decode = _decoder(inner[:-1].partition(", ")[2])
+        return lambda data: {key: decode(item) for key, item in _expect(data, dict).items()}
+    if hint == "float":
         return _float
-    return lambda data: _expect(data, hint)
+    scalar = _SCALARS.get(hint)
+    return (
+        _record_decoder(globals()[hint]) if scalar is None else lambda data: _expect(data, scalar)
+    )
 
 
-def _dataclass_decoder(cls: Any) -> Callable[[Any], Any]:
-    hints = get_type_hints(cls)
-    decoders = {name: _decoder(hints[name]) for name in _field_names(cls)}
+_SCALARS = {"str": str, "int": int, "bool": bool}
+
+
+def _record_decoder(cls: Type[Record]) -> Callable[[Any], Any]:
+    decoders = {name: _decoder(cls.__annotations__[name]) for name in cls.fields}
 
     def decode(data: Any) -> Any:
         known = _expect(data, dict)
@@ -679,7 +641,7 @@ def _float(data: Any) -> float:
     return float(data)
 
 
-def _expect(data: Any, kind: Any) -> Any:
+def _expect(data: Any, kind: type) -> Any:
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
         message = f"{kind.__name__} was expected, not {data!r:.100}"
         raise ValueError(message)

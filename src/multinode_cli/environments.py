@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 
 from multinode.errors import (
     ControlPlaneUnreachable,
@@ -73,7 +72,7 @@ def with_local_problem(
 
 def same_inputs(spec: EnvironmentSpec, other: EnvironmentInfo) -> bool:
     """Whether ``other`` can be what ``spec`` asks for, as far as its Python tells."""
-    return replace(spec).python == other.python
+    return spec.python == other.python
 
 
 def _error(body: ErrorBody) -> MultinodeError:

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from multinode.errors import NotLoggedIn
@@ -52,7 +52,7 @@ class Settings:
         found = resolve(chosen, environ=self.environ)
         if "MULTINODE_RETRY_SECONDS" in self.environ:
             return found
-        return replace(found, retry_s=COMMAND_RETRY_S)
+        return found.replace(retry_s=COMMAND_RETRY_S)
 
     def is_logged_out(self) -> bool:
         """Whether neither a profile nor the environment names a control plane."""

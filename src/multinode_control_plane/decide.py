@@ -170,7 +170,7 @@ def changes(
         if name in old:
             pairs = [
                 (field, getattr(old[name], field), getattr(new[name], field))
-                for field in FunctionSettings.__dataclass_fields__
+                for field in FunctionSettings.fields
             ]
             found += [f"function {name}: {field} {a} → {b}" for field, a, b in pairs if a != b]
     return found + [f"function {name}: removed" for name in old if name not in new]

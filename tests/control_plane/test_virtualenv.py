@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,7 +119,7 @@ def test_the_same_environment_is_answered_at_once(environments, index):
     first = made(environments, spec)
     lines, last = build(environments, spec)
     assert lines == []
-    assert last.environment == replace(first, created=False)
+    assert last.environment == first.replace(created=False)
     assert environments.info(first.digest) == last.environment
 
 
@@ -264,15 +263,15 @@ def test_the_digest_covers_what_decides_and_no_credentials():
     spec = EnvironmentSpec(python=HERE, settings={"UV_INDEX": "https://a:b@host/simple"})
     digest = digest_of(spec, "3.8.1")
     assert digest == digest_of(
-        replace(spec, settings={"UV_INDEX": "https://c:d@host/simple"}), "3.8.1"
+        spec.replace(settings={"UV_INDEX": "https://c:d@host/simple"}), "3.8.1"
     )
-    assert digest == digest_of(replace(spec, apt=["x"], base_image="y"), "3.8.1")
+    assert digest == digest_of(spec.replace(apt=["x"], base_image="y"), "3.8.1")
     others = [
         digest_of(spec, "3.8.2"),
-        digest_of(replace(spec, python="3.9"), "3.8.1"),
-        digest_of(replace(spec, requirements="a"), "3.8.1"),
-        digest_of(replace(spec, files={"a": ""}), "3.8.1"),
-        digest_of(replace(spec, settings={}), "3.8.1"),
+        digest_of(spec.replace(python="3.9"), "3.8.1"),
+        digest_of(spec.replace(requirements="a"), "3.8.1"),
+        digest_of(spec.replace(files={"a": ""}), "3.8.1"),
+        digest_of(spec.replace(settings={}), "3.8.1"),
     ]
     assert len({digest, *others}) == 6
 

@@ -12,7 +12,6 @@ import itertools
 import json
 import threading
 import traceback
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -92,8 +91,8 @@ class CallersPlane:
     def end(self, invocation_id, status, **fields):
         with self._changed:
             info = self.invocations[invocation_id]
-            self.invocations[invocation_id] = replace(
-                info, status=status, finished_at=NOW, terminated=True, revision=9, **fields
+            self.invocations[invocation_id] = info.replace(
+                status=status, finished_at=NOW, terminated=True, revision=9, **fields
             )
             self._changed.notify_all()
 

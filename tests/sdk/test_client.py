@@ -1,5 +1,6 @@
 import asyncio
 import os
+import signal
 import socket
 import threading
 from typing import List
@@ -206,25 +207,33 @@ def test_a_stale_connection_is_replaced_at_once_whatever_retry_s_is(plane):
 
 def test_a_connection_whose_exchange_was_interrupted_is_not_used_again(plane):
     client = plane.client()
+    is_interrupted = threading.Event()
 
     class Interrupted(BaseException):
-        pass
+        """As InvocationCancelledError, which may be raised anywhere."""
 
-    class Body(bytes):
-        """Raises while it is sent, as InvocationCancelledError may be raised anywhere."""
-
-        def __len__(self):
-            raise Interrupted
+    def interrupt(*_):
+        raise Interrupted
 
     def answer(mode):
         body = wire.dumps(wire.StopRequest(mode))
         return status(200, body, "application/json", Multinode_Version="2.0.0")
 
-    plane.misbehave(OK, answer("of the interrupted request"), answer("right"))
-    client.call(wire.Empty, "GET", "/v1/x")
-    with pytest.raises(Interrupted):
-        client.call(wire.Empty, "PUT", "/v1/x", Body(b"x"))
-    assert client.call(wire.StopRequest, "GET", "/v1/x").mode == "right"
+    def late(handler):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        is_interrupted.wait(10)
+        answer("of the interrupted request")(handler)
+
+    previous = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        plane.misbehave(OK, late, answer("right"))
+        client.call(wire.Empty, "GET", "/v1/x")
+        with pytest.raises(Interrupted):
+            client.call(wire.Empty, "GET", "/v1/x")
+        is_interrupted.set()
+        assert client.call(wire.StopRequest, "GET", "/v1/x").mode == "right"
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
     client.close()
 
     assert plane.connections == 2

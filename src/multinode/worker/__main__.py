@@ -5,13 +5,17 @@
 MULTINODE_LAUNCH     the environment
 """
 
+from __future__ import annotations
+
 import os
 import sys
-from pathlib import Path
-from typing import List, NoReturn
 
 from . import child, processes, supervisor
 from .launch import Launch, from_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import List, NoReturn
 
 
 def main(arguments: List[str]) -> NoReturn:
@@ -29,7 +33,8 @@ def _read_launch(arguments: List[str]) -> Launch:
             with os.fdopen(int(value)) as pipe:
                 return from_json(pipe.read())
         if source == "--launch-file":
-            return from_json(Path(value).read_text())
+            with open(value, encoding="ascii") as file:  # noqa: PTH123 - pathlib is not imported here
+                return from_json(file.read())
         if not source and "MULTINODE_LAUNCH" in os.environ:
             return from_json(os.environ.pop("MULTINODE_LAUNCH"))
     except (OSError, ValueError) as error:

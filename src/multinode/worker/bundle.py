@@ -1,5 +1,7 @@
 """Unpacks a bundle: an archive of ``tasks/`` that others made, of which nothing may land outside of one folder."""
 
+from __future__ import annotations
+
 import os
 import tarfile
 from pathlib import Path

@@ -4,20 +4,24 @@ It talks to its supervisor only. Nothing here may take for granted that the user
 module table alone; what it must not touch is checked where it is used.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import socket
 import sys
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Callable, List, NamedTuple, NoReturn, Optional, Tuple
 
 from .. import wire
+from ..records import Record
 from . import frames, processes
 from .interrupts import Interruptible, Interrupts, TaskCancellation, call, resume, throw
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
+    from typing import Any, Callable, List, NoReturn, Optional, Tuple
 
     from ..function import Function
 
@@ -28,7 +32,7 @@ _INTERPRETER_PREFIXES = ("PYTHON", "LD_", "DYLD_", "MALLOC_")
 """Environment variables that are read only where a program starts."""
 
 
-class Child(NamedTuple):
+class Child(Record):
     """A child as its supervisor holds it: the channel, and descriptors to write orders to and read output from."""
 
     pid: int
@@ -140,7 +144,7 @@ def _needs_new_interpreter(assignment: wire.Assignment) -> bool:
 
 
 def _become_new_interpreter(
-    channel: "Channel", order_fd: int, assignment: wire.Assignment
+    channel: Channel, order_fd: int, assignment: wire.Assignment
 ) -> NoReturn:
     """Starts Python again in this process, in the environment's own settings; it asks for its assignment again."""
     channel.send("again")
@@ -218,7 +222,7 @@ class Channel:
         return stat.st_dev, stat.st_ino
 
 
-class _Place(NamedTuple):
+class _Place(Record):
     """Where the control plane, the code and the working folder are."""
 
     api_url: str
@@ -272,7 +276,7 @@ class _Task:
         self._channel.receive()
         self._perform(self._function)
 
-    def _import_main(self) -> "ModuleType":
+    def _import_main(self) -> ModuleType:
         from importlib import import_module
 
         self._enter_environment()
@@ -307,7 +311,7 @@ class _Task:
             )
         )
 
-    def _find_function(self, module: "ModuleType") -> "Function":
+    def _find_function(self, module: ModuleType) -> Function:
         from ..app import find_app
         from ..errors import FunctionNotFound
 
@@ -319,8 +323,8 @@ class _Task:
 
     # --- after the claim ---
 
-    def _perform(self, function: "Function") -> None:
-        from inspect import isasyncgen, iscoroutine, isgenerator
+    def _perform(self, function: Function) -> None:
+        from types import AsyncGeneratorType, CoroutineType, GeneratorType
 
         from ..codec import decode
 
@@ -328,10 +332,12 @@ class _Task:
             args, kwargs = decode(self._assignment.input)
             self._raise_pending()
             returned = call(function.func, args, kwargs)
-            if iscoroutine(returned) or isasyncgen(returned):
+            if isinstance(returned, (CoroutineType, AsyncGeneratorType)):
                 self._run_loop(returned)
+            elif isinstance(returned, GeneratorType):
+                self._end(self._drain(returned))
             else:
-                self._end(self._drain(returned) if isgenerator(returned) else _encode(returned))
+                self._end(_encode(returned))
         except BaseException as error:
             self._fail(error)
 
@@ -375,7 +381,7 @@ class _Task:
     def _run_loop(self, awaited: Any) -> None:
         """Runs a coroutine or an asynchronous generator in an event loop. Its end is said before the loop is closed."""
         import asyncio
-        from inspect import isasyncgen
+        from types import AsyncGeneratorType
 
         async def main() -> None:
             task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -386,7 +392,7 @@ class _Task:
 
             self._interrupts.wake = cancellation.wake
             try:
-                if isasyncgen(awaited):
+                if isinstance(awaited, AsyncGeneratorType):
                     text = await self._adrain(awaited, interruptible)
                 else:
                     text = _encode(await interruptible(awaited))

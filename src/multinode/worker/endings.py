@@ -1,17 +1,23 @@
 """How an execution ended, decided from what its supervisor saw. Pure."""
 
-import signal
-from typing import Any, Dict, NamedTuple, Optional
+from __future__ import annotations
 
+import signal
+
+from ..records import Record
 from ..wire import ExecutionEnd, FunctionError, from_plain
 from .child import CHANNEL_LOST
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Optional
 
 TAKEN_AWAY = "worker lost: the machine was taken away (SIGTERM)"
 
 _OUTCOMES = {b"c": "cancelled", b"t": "timed_out", b"p": "lost"}
 
 
-class Death(NamedTuple):
+class Death(Record):
     """The end of the child's process. One of ``exit_code`` and ``signal`` is None."""
 
     exit_code: Optional[int]
@@ -36,7 +42,7 @@ class Death(NamedTuple):
         return f"exited with code {self.exit_code}"
 
 
-class Interrupt(NamedTuple):
+class Interrupt(Record):
     """An order that was rung into the child."""
 
     order: bytes

@@ -3,14 +3,19 @@
 Whatever the exception does (a ``__str__`` that raises, a message of a megabyte, lone surrogates), a text comes out.
 """
 
+from __future__ import annotations
+
 import os
 import traceback
-from types import TracebackType
-from typing import Optional, Set
 
 from ..errors import InputError, InvocationInterrupted
 from ..limits import shorten
 from ..wire import ErrorBody, FunctionError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Optional, Set
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep  # noqa: PTH120 - compared as text
 _OURS = (_PACKAGE, "<frozen importlib", os.path.dirname(os.__file__) + os.sep + "importlib")  # noqa: PTH120

@@ -1,13 +1,18 @@
 """The files and folders of one worker: the file by which its runner knows it, and its working folder."""
 
+from __future__ import annotations
+
 import fcntl
 import json
 import os
 from contextlib import suppress
-from typing import Optional
 
 from . import processes
 from .launch import Launch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
 
 
 class WorkerFile:

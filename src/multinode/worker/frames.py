@@ -20,12 +20,17 @@ From the child:
 =============  ====================================================================================
 """
 
+from __future__ import annotations
+
 import json
 import socket
 import struct
-from typing import Any, Dict, List
 
-Frame = Dict[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List
+
+    Frame = Dict[str, Any]
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """A longer one is not ours: somebody else wrote into the socket."""

@@ -7,16 +7,21 @@ value, or an event loop waits): the interrupt stays pending, and whoever opens t
 rings again until it hears ``interrupted``, so an interrupt that comes between two doors is not forgotten.
 """
 
+from __future__ import annotations
+
 import os
 import signal
-from types import FrameType
-from typing import Any, Callable, Dict, Generator, Generic, Optional, Tuple, Type, TypeVar
 
 from ..errors import InvocationCancelledError, InvocationInterrupted, InvocationTimedOutError
 
-CANCELLED, TIMED_OUT, PREEMPTED = b"c", b"t", b"p"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any, Callable, Dict, Generator, Optional, Tuple, Type, TypeVar
 
-T = TypeVar("T")
+    T = TypeVar("T")
+
+CANCELLED, TIMED_OUT, PREEMPTED = b"c", b"t", b"p"
 
 
 class Interrupts:
@@ -127,7 +132,7 @@ def _is_in_users_code(frame: Optional[FrameType]) -> bool:
     return False
 
 
-class Interruptible(Generic[T]):
+class Interruptible:
     """An awaitable around the user's coroutine, in which a pending interrupt arrives at its ``await``.
 
     Waking the loop cancels the task (``TaskCancellation``); the CancelledError that this causes is turned into the interrupt.
@@ -135,16 +140,16 @@ class Interruptible(Generic[T]):
     """
 
     def __init__(
-        self, coroutine: Any, interrupts: Interrupts, cancellation: "TaskCancellation"
+        self, coroutine: Any, interrupts: Interrupts, cancellation: TaskCancellation
     ) -> None:
         self._coroutine = coroutine
         self._interrupts = interrupts
         self._cancellation = cancellation
 
-    def __await__(self) -> "Interruptible[T]":
+    def __await__(self) -> Interruptible:
         return self
 
-    def __iter__(self) -> "Interruptible[T]":
+    def __iter__(self) -> Interruptible:
         return self
 
     def __next__(self) -> Any:

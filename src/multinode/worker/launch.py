@@ -1,12 +1,17 @@
 """What a runner tells a new worker: all that it needs to reach the control plane, and where its files lie."""
 
+from __future__ import annotations
+
 import json
-from dataclasses import asdict, dataclass
-from typing import Optional
+
+from ..records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(Record):
     """The launch of one worker, as one JSON object through a pipe, a file or the environment.
 
     Paths are absolute. What is None the worker makes itself in a temporary folder (``code_dir``, ``work_dir``), does without
@@ -27,7 +32,7 @@ class Launch:
 
     def to_json(self) -> str:
         """The launch as one line of JSON."""
-        return json.dumps(asdict(self))
+        return json.dumps(vars(self))
 
 
 def from_json(text: str) -> Launch:

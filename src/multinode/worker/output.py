@@ -3,11 +3,18 @@
 A log that cannot be written (a full disk, a reader that is gone) costs output, never the worker.
 """
 
+from __future__ import annotations
+
 import codecs
 import json
 import os
 from datetime import datetime, timezone
-from typing import Dict, List, NamedTuple, Optional
+
+from ..records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Dict, List, Optional
 
 CHUNK_BYTES = 64 * 1024
 DEFAULT_LIMIT_BYTES = 64 * 1024 * 1024
@@ -72,7 +79,7 @@ class Log:
         self._lost_bytes, self._is_torn = 0, False
 
 
-class Stream(NamedTuple):
+class Stream(Record):
     """One of the child's pipes."""
 
     name: str

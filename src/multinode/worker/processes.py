@@ -4,13 +4,19 @@ Linux gives all of it (subreaper, parent-death signal, ``/proc``, cgroups). Else
 process groups. Nothing here knows of invocations.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import sys
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Collection, List, NamedTuple, Optional
+
+from ..records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Collection, List, Optional
 
 IS_LINUX = sys.platform == "linux"
 
@@ -56,7 +62,7 @@ def start_of(pid: int) -> int:
 def boot_id() -> str:
     """An id that each boot of this machine gets anew; empty where there is none."""
     with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return _read("/proc/sys/kernel/random/boot_id").strip()
     return ""
 
 
@@ -114,7 +120,7 @@ def kill_remaining_children() -> None:
             os.waitpid(-1, 0)
 
 
-class Reaped(NamedTuple):
+class Reaped(Record):
     """A child that has ended. One of ``exit_code`` and ``signal`` is None."""
 
     pid: int
@@ -172,35 +178,39 @@ class OomCounter:
     def _read(self) -> int:
         if self._path is not None:
             with suppress(OSError, ValueError):
-                for line in self._path.read_text().splitlines():
+                for line in _read(self._path).splitlines():
                     name, _, count = line.partition(" ")
                     if name == "oom_kill":
                         return int(count)
         return 0
 
 
-def _oom_events_file(proc: str, cgroups: str) -> Optional[Path]:
+def _oom_events_file(proc: str, cgroups: str) -> Optional[str]:
     """The file with the line ``oom_kill N``. In a container with its own cgroup namespace the path is ``/``."""
     with suppress(OSError):
-        for line in Path(proc, "cgroup").read_text().splitlines():
+        for line in _read(f"{proc}/cgroup").splitlines():
             _, controllers, path = line.split(":", 2)
-            inner = path.lstrip("/")
             if "memory" in controllers.split(","):
                 candidates = [
-                    Path(cgroups, "memory", inner, "memory.oom_control"),
-                    Path(cgroups, "memory", "memory.oom_control"),
+                    f"{cgroups}/memory{path}/memory.oom_control",
+                    f"{cgroups}/memory/memory.oom_control",
                 ]
             elif not controllers:
                 candidates = [
-                    Path(cgroups, inner, "memory.events"),
-                    Path(cgroups, "memory.events"),
+                    f"{cgroups}{path}/memory.events",
+                    f"{cgroups}/memory.events",
                 ]
             else:
                 continue
             for candidate in candidates:
-                if candidate.exists():
+                if os.path.exists(candidate):  # noqa: PTH110 - pathlib is not imported here
                     return candidate
     return None
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib is not imported here
+        return file.read()
 
 
 def _stat_fields(pid: str) -> List[str]:

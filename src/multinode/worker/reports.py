@@ -2,60 +2,61 @@
 
 They know nothing of the child. What they learn they post as events, which the supervisor's loop takes from ``Mailbox``. Both
 go on trying for a day while the control plane is away; only a refusal ends them.
-
-Events, as other records of the worker, are named tuples: making a dataclass costs half a millisecond at every start.
 """
 
+from __future__ import annotations
+
 import os
-import random
 import threading
 import time
 from collections import deque
-from typing import Callable, Deque, List, NamedTuple, Optional, Type, TypeVar, Union
 
 from .. import errors, limits, wire
-from ..client import Client
+from ..client import Client, jitter
+from ..records import Record
 from .launch import Launch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Deque, List, Optional, Type, TypeVar, Union
+
+    T = TypeVar("T")
+    Event = Union["Assigned", "Claimed", "Ordered", "Sent", "Refused"]
 
 PATIENCE_S = 24 * 3600.0
 LONGEST_PAUSE_S = 30.0
 RENEWAL_S = 10.0
 """Pause between watches once the order to cancel is known: they only renew the lease then."""
 
-T = TypeVar("T")
 
-
-class Assigned(NamedTuple):
+class Assigned(Record):
     """The claim code was exchanged, and the code lies in ``code_dir``."""
 
     assignment: wire.Assignment
     code_dir: str
 
 
-class Claimed(NamedTuple):
+class Claimed(Record):
     """The claim is committed."""
 
     order: Optional[str]
 
 
-class Ordered(NamedTuple):
+class Ordered(Record):
     """The control plane wants the invocation to be cancelled."""
 
 
-class Sent(NamedTuple):
+class Sent(Record):
     """What waited was accepted; ``is_end`` when the end was among it."""
 
     is_end: bool
 
 
-class Refused(NamedTuple):
+class Refused(Record):
     """This worker has nothing more to say to the control plane, or was not heard for a day."""
 
     reason: str
     is_watch: bool = False
-
-
-Event = Union[Assigned, Claimed, Ordered, Sent, Refused]
 
 
 class Mailbox:
@@ -244,5 +245,5 @@ def persist(ask: Callable[[], T]) -> T:
         except errors.ControlPlaneError:
             if time.monotonic() > given_up_at:
                 raise
-        time.sleep(pause_s * random.uniform(0.5, 1.0))
+        time.sleep(pause_s * jitter())
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

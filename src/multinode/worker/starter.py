@@ -10,6 +10,8 @@ It is the guardian of its workers: a subreaper, whose children are supervisors, 
 and these it kills. When the socket closes it stays until its last supervisor has gone. It has one thread.
 """
 
+from __future__ import annotations
+
 import gc
 import json
 import os
@@ -18,16 +20,20 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import Any, Dict, List, NamedTuple, NoReturn, Optional, Set
 
 from .. import wire
+from ..records import Record
 from . import child, processes, supervisor
 from .launch import Launch, from_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, NoReturn, Optional, Set
 
 RECEIVE_BYTES = 65536
 
 
-class Spare(NamedTuple):
+class Spare(Record):
     """A supervisor that was forked ahead, and the pipe through which it gets its launch."""
 
     pid: int
@@ -248,18 +254,16 @@ def _open_descriptors() -> Set[int]:
 def _prepare() -> None:
     """Imports, and does once, what every supervisor and child does, so that no fork has to do it."""
     import faulthandler
-    import http.client
     import inspect
     import resource
     import traceback
-    from encodings import idna  # socket's, for every address
 
     import jsonpickle
 
     from .. import app, client, codec, function, invocation
     from . import failures, reports
 
-    del faulthandler, http, inspect, resource, traceback, idna, jsonpickle
+    del faulthandler, inspect, resource, traceback, jsonpickle
     del app, client, function, invocation, reports
     processes.preload()
     processes.boot_id()

@@ -4,13 +4,14 @@ It decides how the execution ended (``endings``), and leaves nothing of it behin
 its death. Whatever happens, it ends when the child is dead and the end is accepted, refused, or was not heard for a day.
 """
 
+from __future__ import annotations
+
 import os
 import selectors
 import signal
 import socket
 import sys
 from time import monotonic
-from typing import Callable, Dict, NoReturn, Optional
 
 from .. import wire
 from . import frames, processes
@@ -27,7 +28,13 @@ from .folders import Folders, WorkerFile
 from .interrupts import CANCELLED, PREEMPTED, TIMED_OUT
 from .launch import Launch
 from .output import Log, Output
-from .reports import Assigned, Claimed, Event, Mailbox, Ordered, Refused, Reports, Sent, Watch
+from .reports import Assigned, Claimed, Mailbox, Ordered, Refused, Reports, Sent, Watch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Dict, NoReturn, Optional
+
+    from .reports import Event
 
 LEAVE_S = 5.0
 """How long the child may take to exit once it has told its end: exit handlers, threads."""
@@ -244,7 +251,7 @@ class Supervisor:
             self._phase = "claiming"
             self._reports.claim(wire.Claim(self._execution_id(), float(frame["import_ms"])))
         elif kind == "interrupted" and self._interrupt is not None:
-            self._interrupt = self._interrupt._replace(is_delivered=True)
+            self._interrupt = self._interrupt.replace(is_delivered=True)
             self._timers.pop("ring", None)
         elif kind == "value" and self._phase == "running":
             self._add_value(str(frame["value"]))

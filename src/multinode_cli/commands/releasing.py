@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from multinode.wire import to_plain
 from multinode_cli import release
 from multinode_cli.commands.frame import Answer, Commands, Session
 from multinode_cli.commands.names import ProjectName
@@ -190,7 +189,7 @@ def _planned(plan: release.Plan) -> Answer:
         )
         console.out(f"The environment would {kept}. Nothing was changed.")
 
-    return Answer(to_plain(plan), show)
+    return Answer(asdict(plan), show)
 
 
 def _released(released: release.Released, notice: str) -> Answer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from datetime import datetime, timezone
 from typing import Any
 
@@ -99,12 +98,12 @@ def settings_text(settings: FunctionSettings) -> str:
     """cpu and memory, and every other setting that is not the default."""
     default = FunctionSettings()
     parts = [f"cpu {settings.cpu:g}", f"memory {memory(settings.memory_mib)}"]
-    for item in fields(FunctionSettings)[2:]:
-        value = getattr(settings, item.name)
-        if value == getattr(default, item.name):
+    for field in FunctionSettings.fields[2:]:
+        value = getattr(settings, field)
+        if value == getattr(default, field):
             continue
-        name = item.name.removesuffix("_s")
-        text = span(value) if item.name.endswith("_s") and value is not None else value
+        name = field.removesuffix("_s")
+        text = span(value) if field.endswith("_s") and value is not None else value
         parts.append(f"{name} {', '.join(text) if isinstance(text, list) else text}")
     return ", ".join(parts)
 

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -144,7 +143,7 @@ def _lines(record: wire.LogRecord) -> int:
 def _last_lines(record: wire.LogRecord, too_many: int) -> wire.LogRecord:
     if too_many <= 0:
         return record
-    return replace(record, text="".join(record.text.splitlines(keepends=True)[too_many:]))
+    return record.replace(text="".join(record.text.splitlines(keepends=True)[too_many:]))
 
 
 async def with_heartbeats(records: AsyncIterator[Any]) -> AsyncIterator[bytes]:

@@ -19,7 +19,6 @@ import socket
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -117,7 +116,7 @@ class Starter(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         made: asyncio.Future[None] = loop.create_future()
         self._pending[launch.worker_id] = made
-        order = {"start": asdict(launch), "fresh": fresh, "env": dict(interpreter_env)}
+        order = {"start": vars(launch), "fresh": fresh, "env": dict(interpreter_env)}
         self._transport.write(json.dumps(order).encode() + b"\n")
         # No wait_for: it would return a round of the loop later than the future, when the end may have been told.
         patience = loop.call_later(START_TIMEOUT_S, self._give_up, launch.worker_id)

@@ -29,7 +29,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib.metadata import distributions
@@ -273,7 +273,7 @@ class Virtualenvs:
             with self._workshop(plan.digest) as workshop:
                 await self._make(plan, workshop, say)
                 made = await _undisturbed(self._finish, plan, workshop)
-        return replace(made, created=True)
+        return made.replace(created=True)
 
     async def _make(self, plan: _Plan, workshop: _Workshop, say: Say) -> None:
         """Fills the workshop's virtual environment with all but the SDK; the SDK lies ready beside it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import asdict
 
 import sqlalchemy as sa
 
@@ -44,7 +43,9 @@ def check_name(project: str) -> None:
 def save_environment(tx: Transaction, info: wire.EnvironmentInfo) -> None:
     """Notes an environment that the runner has made, or made anew."""
     tx.connection.execute(sa.delete(environments).where(environments.c.digest == info.digest))
-    tx.connection.execute(sa.insert(environments).values(digest=info.digest, info=asdict(info)))
+    tx.connection.execute(
+        sa.insert(environments).values(digest=info.digest, info=wire.to_plain(info))
+    )
 
 
 def environment(connection: sa.Connection, digest: str) -> wire.EnvironmentInfo:
@@ -99,7 +100,7 @@ def register(
         raise ProjectNotFound(message, "`multinode deploy` creates it.")
     if project_row is not None:
         rows.live_project(tx.connection, project)
-    described = [asdict(item) for item in request.functions]
+    described = [wire.to_plain(item) for item in request.functions]
     describe_key = _describe_key(context, request)
     content_key = hashlib.sha256((describe_key + repr(described)).encode()).hexdigest()
     existing = tx.connection.execute(
@@ -197,7 +198,7 @@ def _insert_version(
                 "version_id": version_id,
                 "name": item.name,
                 "position": position,
-                "description": asdict(item),
+                "description": wire.to_plain(item),
             }
             for position, item in enumerate(request.functions)
         ],

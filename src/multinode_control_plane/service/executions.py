@@ -10,7 +10,7 @@ import hmac
 import random
 import secrets
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -139,7 +139,7 @@ def _release_due(tx: Transaction) -> None:
 def _end_overdue(tx: Transaction) -> None:
     error = wire.FunctionError("its queue_timeout was over before a worker was free")
     for row in tx.connection.execute(_OVERDUE, {"now": tx.now}).all():
-        end_pending(tx, row, wire.TIMED_OUT, error=asdict(error))
+        end_pending(tx, row, wire.TIMED_OUT, error=wire.to_plain(error))
 
 
 def _stop_overdue_workers(tx: Transaction) -> None:
@@ -481,7 +481,7 @@ def _end(
     )
     _end_execution(tx, execution, end)
     columns: dict[str, Any] = {
-        "error": None if settled.error is None else asdict(settled.error),
+        "error": None if settled.error is None else wire.to_plain(settled.error),
         "num_failed_attempts": row.num_failed_attempts + int(settled.failed),
     }
     if end.result is not None:
@@ -499,7 +499,7 @@ def _end_execution(tx: Transaction, execution: Row, end: wire.ExecutionEnd) -> N
         {"execution_id": execution.execution_id},
         state=model.ENDED,
         outcome=end.outcome,
-        error=None if end.error is None else asdict(end.error),
+        error=None if end.error is None else wire.to_plain(end.error),
         exit_code=end.exit_code,
         signal=end.signal,
         peak_memory_bytes=end.peak_memory_bytes,

@@ -1,0 +1,79 @@
+"""``Record``: the frozen dataclasses of workers and wire, without what dataclasses cost.
+
+A type checker sees a frozen dataclass (PEP 681), and so does a reader. At run time a class costs 15 µs instead of 700, since
+nothing is compiled, and neither ``dataclasses`` nor ``typing`` is imported: of a worker's 40 ms that were 45.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, ClassVar, Dict, Tuple, TypeVar
+
+    from typing_extensions import dataclass_transform
+
+    R = TypeVar("R", bound="Record")
+else:
+
+    def dataclass_transform(**_: bool) -> Callable[[type], type]:
+        """PEP 681's decorator, which does nothing at run time."""
+        return lambda cls: cls
+
+
+_MISSING = object()
+_SECRET = frozenset(("claim_code", "dotenv", "key", "token"))
+
+
+@dataclass_transform(frozen_default=True)
+class Record:
+    """A class whose annotations are its fields; a field with a default is optional. Equal where all fields are equal.
+
+    ``repr`` leaves out the fields that hold secrets. A subclass has the fields of its bases first.
+    """
+
+    fields: ClassVar[Tuple[str, ...]] = ()
+    blank: ClassVar[Dict[str, Any]] = {}
+    """The fields in their order, each with its default or ``_MISSING``."""
+
+    def __init_subclass__(cls) -> None:
+        own = cls.__dict__.get("__annotations__", ())  # noqa: RUF063 - no dependency for that
+        cls.blank = {**cls.blank, **{name: cls.__dict__.get(name, _MISSING) for name in own}}
+        cls.fields = tuple(cls.blank)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        values = self.__dict__
+        values.update(self.blank)
+        values.update(zip(self.fields, args))
+        values.update(kwargs)
+        if len(values) != len(self.fields) or _MISSING in values.values():
+            missing = [name for name in values if values[name] is _MISSING]
+            unknown = [name for name in values if name not in self.fields]
+            message = f"{type(self).__name__}: missing {missing}, unknown {unknown}"
+            raise TypeError(message)
+        if len(args) > len(self.fields):
+            message = f"{type(self).__name__} has {len(self.fields)} fields, not {len(args)}"
+            raise TypeError(message)
+
+    def replace(self: R, **changes: Any) -> R:
+        """A copy with other values in some fields. Raises TypeError for a field that it does not have."""
+        return type(self)(**{**self.__dict__, **changes})
+
+    def __setattr__(self, name: str, _: object) -> None:
+        message = f"{type(self).__name__} is frozen: {name} cannot be set"
+        raise AttributeError(message)
+
+    def __delattr__(self, name: str) -> None:
+        message = f"{type(self).__name__} is frozen: {name} cannot be deleted"
+        raise AttributeError(message)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.__dict__[name] for name in self.fields))
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={self.__dict__[name]!r}" for name in self.fields if name not in _SECRET)
+        return f"{type(self).__name__}({', '.join(shown)})"
