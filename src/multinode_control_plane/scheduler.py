@@ -66,6 +66,8 @@ class Lease:
     unreachable: bool = False
     stopped: bool = False
     """Whether it was stopped for its silence; once is enough."""
+    ended: bool = False
+    """Whether the end of its execution is stored: that it is gone tells no client anything new."""
 
 
 @dataclass
@@ -165,7 +167,7 @@ class Scheduler:
                 lambda tx: executions.worker_not_made(tx, self.context, worker_id, why)
             )
         else:
-            await self._store(lambda tx: executions.worker_accepted(tx, worker_id))
+            await self._store(lambda tx: executions.worker_accepted(tx, worker_id), durable=False)
         finally:
             self._starts.pop(worker_id, None)
 
@@ -179,7 +181,7 @@ class Scheduler:
             end = WorkerEnd(worker_id, detail="its runner does not know it")
             await self._store(partial(executions.worker_gone, context=self.context, end=end))
 
-    async def _store(self, job: Callable[[Transaction], Any]) -> None:
+    async def _store(self, job: Callable[[Transaction], Any], *, durable: bool = True) -> None:
         """Writes what happened outside, and goes on trying where there is no room for it.
 
         A stopping server drops it: the next start compares workers and rows, and finds it.
@@ -187,7 +189,7 @@ class Scheduler:
         pause_s = STORE_AGAIN_S
         while True:
             try:
-                await self.store.write(job)
+                await self.store.write(job, durable=durable)
             except ServerStopping:
                 return
             except ControlPlaneError as error:
@@ -202,7 +204,10 @@ class Scheduler:
         if describe is not None:
             self._end_describe(describe, end)
             return
-        self._spawn(self._store(lambda tx: executions.worker_gone(tx, self.context, end)))
+        lease = self._leases.get(end.worker_id)
+        durable = lease is None or not lease.ended
+        job = partial(executions.worker_gone, context=self.context, end=end)
+        self._spawn(self._store(job, durable=durable))
 
     def _forget(self, worker_id: str) -> None:
         self._leases.pop(worker_id, None)
@@ -243,6 +248,11 @@ class Scheduler:
         if lease.unreachable:
             lease.unreachable = lease.stopped = False
             self._spawn(self._store(lambda tx: executions.set_unreachable(tx, worker_id, False)))
+
+    def ended(self, worker_id: str) -> None:
+        """The worker has reported the end of its execution, which is stored."""
+        if worker_id in self._leases:
+            self._leases[worker_id].ended = True
 
     def opened(self, worker_id: str) -> None:
         """The worker holds a request open: until `closed` it is not silent."""

@@ -41,6 +41,7 @@ from multinode_control_plane.store import Store
 log = logging.getLogger("multinode")
 
 LOCAL_KEY = "local"
+SWITCH_S = 0.0005
 KEEP_ALIVE_S = 75
 """Longer than clients leave a connection idle, so that it is rarely closed under a request."""
 
@@ -158,6 +159,8 @@ def _log_to_stderr(*, foreground: bool) -> None:
 
 async def serve(settings: Settings, ready: Ready, *, foreground: bool) -> None:
     """Comes up, serves until it is asked to stop, goes down."""
+    # The writer, the readers and the loop take turns: none waits 5 ms, Python's default, for another to let go.
+    sys.setswitchinterval(SWITCH_S)
     store = Store(settings.database)
     migrations.upgrade(store.engine)
     store.open(asyncio.get_running_loop())
@@ -197,6 +200,7 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
             access_log=False,
             date_header=False,
             server_header=False,
+            proxy_headers=False,
             http="httptools",
             ws="none",
             loop="asyncio",

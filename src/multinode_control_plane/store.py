@@ -28,6 +28,7 @@ from multinode.errors import InternalError, ServerStopping, StorageFull
 T = TypeVar("T")
 MAX_BATCH = 256
 READERS = 4
+FULL, NORMAL = "FULL", "NORMAL"
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Transaction:
 class _Write(Generic[T]):
     job: Callable[[Transaction], T]
     future: Future[T]
+    durable: bool
     result: T | None = None
     error: BaseException | None = None
 
@@ -123,6 +125,7 @@ class Store:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._synchronous = FULL
         self.changes = Changes()
         self.tick: Callable[[Transaction], None] = lambda tx: None
         self.perform: Callable[[list[object]], None] = lambda effects: None
@@ -142,17 +145,21 @@ class Store:
         self._readers.shutdown()
         self.engine.dispose()
 
-    async def write(self, job: Callable[[Transaction], T]) -> T:
-        """``job``'s result, after the commit. Raises what ``job`` raised (then it changed nothing), or StorageFull."""
-        return await asyncio.wrap_future(self.submit(job))
+    async def write(self, job: Callable[[Transaction], T], *, durable: bool = True) -> T:
+        """``job``'s result, after the commit. Raises what ``job`` raised (then it changed nothing), or StorageFull.
 
-    def submit(self, job: Callable[[Transaction], T]) -> Future[T]:
+        A crash of this process loses nothing that was committed. What is not ``durable`` may be lost in a power cut, with all
+        that followed it: only for what no client is told, and what is found out again after the start.
+        """
+        return await asyncio.wrap_future(self.submit(job, durable=durable))
+
+    def submit(self, job: Callable[[Transaction], T], *, durable: bool = True) -> Future[T]:
         """As `write`, for callers outside of the event loop."""
         if self._closed:
             message = "The control plane is stopping."
             raise ServerStopping(message, "Ask again in a moment.")
         future: Future[T] = Future()
-        self._jobs.put(_Write(job, future))
+        self._jobs.put(_Write(job, future, durable))
         return future
 
     async def read(self, job: Callable[[sa.Connection], T]) -> T:
@@ -196,6 +203,7 @@ class Store:
     def _run(self, connection: sa.Connection, batch: list[_Write[Any]]) -> None:
         transactions: list[Transaction] = []
         try:
+            self._synchronize(connection, FULL if any(w.durable for w in batch) else NORMAL)
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             for write in batch:
                 self._run_job(connection, write, transactions)
@@ -207,6 +215,12 @@ class Store:
             self._fail(batch, _storage_error(error))
             return
         self._answer(batch, transactions)
+
+    def _synchronize(self, connection: sa.Connection, level: str) -> None:
+        """Whether the next commit waits for the disk; in WAL mode it makes those before it durable too."""
+        if level != self._synchronous:
+            connection.exec_driver_sql(f"PRAGMA synchronous={level}")
+            self._synchronous = level
 
     def _run_job(
         self, connection: sa.Connection, write: _Write[Any], transactions: list[Transaction]

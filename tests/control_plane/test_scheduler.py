@@ -248,12 +248,12 @@ def test_an_end_that_the_full_disk_refused_is_stored_when_there_is_room(
         worker_id = (await plane.launched()).worker_id
         write, refusals = plane.store.write, []
 
-        async def full_at_first(job: Any) -> Any:
+        async def full_at_first(job: Any, **options: Any) -> Any:
             if len(refusals) < 2:
                 refusals.append(job)
                 message = "The disk is full."
                 raise StorageFull(message)
-            return await write(job)
+            return await write(job, **options)
 
         monkeypatch.setattr(plane.store, "write", full_at_first)
         plane.runner.end(worker_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import sqlalchemy as sa
 from tests.control_plane.bench import Bench
@@ -37,6 +39,22 @@ def test_a_full_disk_is_an_error_and_loses_nothing(bench: Bench) -> None:
     assert bench.status(first) == "PENDING"
     limit(1_000_000)
     assert bench.status(bench.start()) == "PENDING"
+
+
+@pytest.mark.parametrize(("durable", "level"), [((True,), 2), ((False,), 1), ((False, True), 2)])
+def test_a_commit_waits_for_the_disk_unless_nothing_in_it_has_to(
+    bench: Bench, durable: tuple[bool, ...], level: int
+) -> None:
+    begun, going = threading.Event(), threading.Event()
+    bench.store.submit(lambda tx: (begun.set(), going.wait(10)))
+    assert begun.wait(10)  # so the others are a batch of their own
+
+    def look(tx) -> int:
+        return tx.connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
+
+    waiting = [bench.store.submit(look, durable=each) for each in durable]
+    going.set()
+    assert {each.result(10) for each in waiting} == {level}
 
 
 def test_the_same_retry_asked_twice_starts_one(bench: Bench) -> None:

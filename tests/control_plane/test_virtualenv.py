@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import os
 import re
 import subprocess
@@ -112,6 +113,25 @@ def test_an_environment_has_its_requirements_the_sdk_and_working_scripts(environ
     assert place.startswith(str(environments.generation(info.digest)))
     bytecode = Path(place).parent / "__pycache__"
     assert any(path.name.startswith("wire.") for path in bytecode.iterdir())
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_environments_of_one_python_share_the_compiled_sdk(
+    environments, index, monkeypatch, has_links
+):
+    def refuse(*_args, **_kwargs):
+        raise OSError(errno.EPERM, "no hard links here")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    places = []
+    for requirements in ("tool==1.0\n", "tool==1.0\n# another\n"):
+        spec = EnvironmentSpec(python=HERE, requirements=requirements, settings=index)
+        generation = environments.generation(made(environments, spec).digest)
+        places += generation.glob("venv/lib/*/site-packages/multinode/__pycache__/wire.*.pyc")
+    first, second = places
+    assert first.samefile(second) is has_links
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_the_same_environment_is_answered_at_once(environments, index):

@@ -300,7 +300,8 @@ class _Task:
             sys.path[0] = self._place.code_dir
         sys.argv = [os.path.join(self._place.code_dir, "main.py")]  # noqa: PTH118 - text
         sys.modules["__main__"] = ModuleType("__main__")  # what multiprocessing would import again
-        sys.dont_write_bytecode = True  # code_dir is shared
+        # The describe, of which there is one before all others, leaves the bytecode for them.
+        sys.dont_write_bytecode = assignment.kind != "describe"
         set_worker_context(
             WorkerContext(
                 api_url=self._place.api_url,

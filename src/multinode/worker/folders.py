@@ -60,7 +60,8 @@ class Folders:
         """Makes the working folder, with a link to each top-level entry of ``code_dir``: relative reads work, writes stay here."""
         os.mkdir(self.work_dir, 0o700)  # noqa: PTH102
         for entry in os.scandir(code_dir):
-            os.symlink(entry.path, os.path.join(self.work_dir, entry.name))  # noqa: PTH118, PTH211
+            if entry.name != "__pycache__":
+                os.symlink(entry.path, os.path.join(self.work_dir, entry.name))  # noqa: PTH118, PTH211
 
     def remove(self) -> None:
         """Removes all of it, as far as that can be done."""

@@ -1,7 +1,8 @@
 """The starter: an environment's fork server. ``python -m multinode.worker.starter --socket-fd N``.
 
 It has imported what supervisors and children need, never the user's code, and forks a supervisor for each start, so that no
-worker pays for an interpreter's start. One supervisor, with its child, is forked ahead and waits for its launch.
+worker pays for an interpreter's start. One supervisor, with its child, is forked ahead and waits for its launch. The first
+worker, for which it was started, is forked before all that is imported: it imports what it needs itself.
 
 JSON lines on the socket. Received: ``{"start": {Launch}, "fresh": bool, "env": {…}}``. Sent: ``{"started": worker id, "pid": pid}``,
 ``{"failed": worker id, "message": …}``, and ``{"gone": worker id, "status": wait status}`` when nothing of the worker is left.
@@ -66,6 +67,7 @@ class Starter:
         selector.register(self._wake, selectors.EVENT_READ)
         assert self._connection is not None
         selector.register(self._connection, selectors.EVENT_READ)
+        is_prepared = False
         while self._connection is not None or self._workers:
             watched = self._connection
             for key, _ in selector.select():
@@ -76,6 +78,11 @@ class Starter:
             if watched is not None and self._connection is None:
                 selector.unregister(watched)
                 watched.close()
+            if (
+                not is_prepared
+            ):  # its first worker does not wait for the imports that later ones need
+                _prepare()
+                is_prepared = True
             self._refill()
 
     def _refill(self) -> None:
@@ -278,6 +285,8 @@ def _prepare() -> None:
         wire.Order(),
     ):  # makes their decoders
         wire.loads(type(message), wire.dumps(message))
+    gc.collect()
+    gc.freeze()
 
 
 def main(arguments: List[str]) -> None:
@@ -287,9 +296,6 @@ def main(arguments: List[str]) -> None:
     connection = socket.socket(fileno=int(arguments[1]))
     connection.setblocking(True)
     processes.adopt_orphans()
-    _prepare()
-    gc.collect()
-    gc.freeze()
     Starter(connection).run()
 
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 
 from multinode import wire
-from multinode.errors import InvalidRequest, NotFound
 from multinode_control_plane.api import deployments, installation, invocations, workers
 from multinode_control_plane.api.calls import (
     Border,
     ControlPlane,
     Endpoint,
-    error_response,
-    make_handler,
+    PathEndpoints,
+    no_path,
 )
 
 PROJECT = "/v1/projects/{project}"
@@ -80,16 +75,8 @@ ENDPOINTS = (
 
 def make_app(plane: ControlPlane, hosts: frozenset[str]) -> Border:
     """The ASGI application. ``hosts`` are the Host headers that it answers to; none: any."""
-    routes = [
-        Route(item.path, make_handler(plane, item), methods=[item.method]) for item in ENDPOINTS
-    ]
-    return Border(Starlette(routes=routes, exception_handlers={HTTPException: _no_route}), hosts)
-
-
-async def _no_route(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if error.status_code == 404:
-        return error_response(NotFound(f"There is nothing at {request.url.path!r:.200}."))
-    refused = error_response(InvalidRequest(f"{request.method} is not for {request.url.path}."))
-    refused.status_code = error.status_code
-    return refused
+    by_path: dict[str, dict[str, Endpoint]] = {}
+    for item in ENDPOINTS:
+        by_path.setdefault(item.path, {})[item.method] = item
+    routes = [Route(path, PathEndpoints(plane, items)) for path, items in by_path.items()]
+    return Border(Router(routes, redirect_slashes=False, default=no_path), hosts)

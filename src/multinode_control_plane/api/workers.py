@@ -19,7 +19,8 @@ async def exchange(call: Call) -> wire.Assignment:
         who = WorkerIdentity(request.worker_id, assignment.project, "", "")
     else:
         assignment, who = await plane.store.write(
-            lambda tx: cases.exchange(tx, plane.context, request)
+            lambda tx: cases.exchange(tx, plane.context, request),
+            durable=False,  # after a power cut the worker is gone, or exchanges again
         )
         plane.scheduler.heard(request.worker_id)
     plane.scheduler.tokens[hash_secret(assignment.token)] = who
@@ -35,7 +36,10 @@ async def claim(call: Call) -> wire.Order:
 async def report(call: Call) -> wire.Order:
     """POST /v1/worker/report"""
     who, request, plane = _heard(call), call.body, call.plane
-    return await plane.store.write(lambda tx: cases.report(tx, plane.context, who, request))
+    answer = await plane.store.write(lambda tx: cases.report(tx, plane.context, who, request))
+    if request.end is not None:
+        plane.scheduler.ended(who.worker_id)
+    return answer
 
 
 async def watch(call: Call) -> Any:

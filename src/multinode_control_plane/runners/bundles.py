@@ -4,7 +4,7 @@
     code/<sha256>/              extracted, shared by all workers that run it
     code/.boot                  the boot in which it was extracted
 
-The files of extracted code are read-only; its folders are not, so that the bytecode that the first worker's
+The files of extracted code are read-only; its folders are not, so that the bytecode that the describing worker's
 import writes (``__pycache__``) serves the next ones. Only what ``multinode.worker.bundle`` lets through is
 extracted.
 """

@@ -4,6 +4,7 @@
     environments/<digest>/<generation>/environment.json     the EnvironmentInfo that deploy was answered
     environments/<digest>/<generation>/venv/                with the requirements, and our own SDK
     environments/.making-<digest>-<random>/                 under way; removed when it fails, or at the next open
+    sdk/<digest>/<python>/                                  our SDK, compiled: what environments of one Python share by hard links
 
 An environment is made beside its place and renamed into it, so whatever is there is whole. Building anew
 (``no_cache``) makes another generation and swings ``current`` to it in one step: workers that run keep theirs,
@@ -198,6 +199,7 @@ class Virtualenvs:
 
     def __init__(self, folder: Path, variables: Mapping[str, str]) -> None:
         self._folder = folder
+        self._sdks = folder.with_name("sdk")
         self._variables = dict(variables)
         self._uv = find_uv()
         clean = resolver.variables_for_uv(variables, {})
@@ -212,6 +214,9 @@ class Virtualenvs:
             shutil.rmtree(making, ignore_errors=True)
         for digest in self._folder.iterdir():
             _remove_unused_generations(digest)
+        for sdk in self._sdks.glob("*"):
+            if sdk.name != sdk_digest():
+                shutil.rmtree(sdk, ignore_errors=True)
 
     def generation(self, digest: str) -> Path:
         """The folder of the environment's current generation, free of links. Raises EnvironmentNotFound."""
@@ -281,13 +286,24 @@ class Virtualenvs:
             say(f"warning: {warning}")
         build = _Build(plan, workshop, uv=self._uv, variables=self._variables, say=say)
         await build.make_venv()
-        sdk = asyncio.create_task(_prepare_sdk(workshop))
+        sdk = asyncio.create_task(self._prepare_sdk(plan.python, workshop))
         try:
             await build.install()
             await sdk
         finally:
             sdk.cancel()
             await asyncio.wait([sdk])
+
+    async def _prepare_sdk(self, python: Python, workshop: _Workshop) -> None:
+        """Puts the compiled SDK beside the environment; compiles it where it is the first one of this Python."""
+        kept = self._sdks / sdk_digest() / python.version
+        async with self._locks[str(kept)]:
+            if not kept.exists():
+                await _undisturbed(_copy_sdk, workshop.sdk)
+                await _compile(workshop.python, workshop.sdk / "multinode")
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                workshop.sdk.rename(kept)
+        await _undisturbed(_copy_linked, kept, workshop.sdk)
 
     @contextmanager
     def _workshop(self, digest: str) -> Iterator[_Workshop]:
@@ -426,11 +442,10 @@ def _decoded(name: str, content: str) -> bytes:
         raise InvalidRequest(message) from error
 
 
-async def _prepare_sdk(workshop: _Workshop) -> None:
-    await _undisturbed(_copy_sdk, workshop.sdk)
-    # By the environment's own Python: bytecode differs from version to version.
+async def _compile(python: Path, package: Path) -> None:
+    """By the environment's own Python: bytecode differs from version to version."""
     process = await asyncio.create_subprocess_exec(
-        *(workshop.python, "-I", "-S", "-m", "compileall", "-q", workshop.sdk / "multinode"),
+        *(python, "-I", "-S", "-m", "compileall", "-q", package),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
@@ -442,6 +457,15 @@ async def _prepare_sdk(workshop: _Workshop) -> None:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+def _copy_linked(source: Path, target: Path) -> None:
+    """A copy of the folder whose files are the same files, where the file system has hard links."""
+    try:
+        shutil.copytree(source, target, copy_function=os.link)
+    except shutil.Error:  # too many links, or none at all
+        shutil.rmtree(target)
+        shutil.copytree(source, target)
 
 
 async def _undisturbed(

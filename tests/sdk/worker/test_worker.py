@@ -308,6 +308,16 @@ def test_describe_tells_the_functions(bench):
     assert run.gone() == 0
 
 
+@pytest.mark.parametrize(("kind", "left"), [("describe", ["main", "square"]), ("invocation", [])])
+def test_bytecode_is_left_by_the_describe_and_by_no_other_worker(bench, kind, left):
+    files = {"square.py": "def square(x): return x * x"}
+    run = bench.run("import square\n@mn.function()\ndef f(): pass", kind=kind, files=files)
+    bench.plane.wait_for(lambda: run.record.described or run.record.end)
+    run.gone()
+    bytecode = Path(run.launch.code_dir).glob("__pycache__/*.pyc")
+    assert sorted(path.name.split(".")[0] for path in bytecode) == left
+
+
 @pytest.mark.parametrize(
     ("source", "code", "message"),
     [
