@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import ParamSpec
 
-    from .function import Duration, Exceptions
+    from .function_settings import Duration, Exceptions
 
     P = ParamSpec("P")
     R = TypeVar("R")

@@ -7,24 +7,24 @@ import. What talks to the control plane is imported at its first use.
 from __future__ import annotations
 
 from . import errors, limits
+from .function_settings import check_settings, exception_classes, integer_of, seconds_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-    from datetime import timedelta
-    from typing import Any, Dict, Generic, List, Optional, Tuple, Type, Union
+    from typing import Any, Dict, Generic, List, Optional, Tuple, Union
 
     from typing_extensions import ParamSpec, TypeVar
 
     from .client import Client, Steps
+    from .function_settings import Duration
     from .invocation import Invocation, InvocationIdsList, InvocationStatus, Target
-    from .wire import FunctionDescription, Parameter
+    from .signatures import Signature
+    from .wire import FunctionDescription
 
     P = ParamSpec("P", default=...)
     R = TypeVar("R", default=Any)
     C = TypeVar("C", default=Any)
-    Duration = Union[timedelta, float]
-    Exceptions = Union[Type[BaseException], Iterable[Type[BaseException]]]
 else:
     P = R = C = None
 
@@ -37,154 +37,6 @@ else:
 
 FRESH_S = 30.0
 """For how long the signature of the latest version is taken for current."""
-
-
-# --- settings ---
-
-
-def check_settings(
-    *,
-    cpu: float = 0.1,
-    memory: str = "256 MiB",
-    timeout: Duration = 3600.0,
-    max_concurrency: int = 10,
-    max_retries: int = 0,
-    retry_delay: Duration = 0.0,
-    retry_on: Optional[Exceptions] = None,
-    no_retry_on: Optional[Exceptions] = None,
-    start_timeout: Duration = 900.0,
-    queue_timeout: Optional[Duration] = None,
-    min_workers: int = 0,
-    max_invocations_per_worker: int = 1,
-    idle_timeout: Duration = 60.0,
-) -> Dict[str, Any]:
-    """The settings by their names in ``wire.FunctionSettings``; durations are timedeltas or seconds.
-
-    Raises ParameterValidationError, which names the setting, the value and the bounds.
-    """
-    most_workers = _integer("max_concurrency", max_concurrency, 1, limits.MAX_CONCURRENCY)
-    return {
-        "cpu": _number("cpu", cpu, limits.MAX_CPU, "virtual CPUs"),
-        "memory_mib": _memory_mib(memory),
-        "timeout_s": _seconds("timeout", timeout, limits.MAX_TIMEOUT_S),
-        "max_concurrency": most_workers,
-        "max_retries": _integer("max_retries", max_retries, 0, limits.MAX_RETRIES),
-        "retry_delay_s": _seconds(
-            "retry_delay", retry_delay, limits.MAX_RETRY_DELAY_S, can_be_zero=True
-        ),
-        "retry_on": _names("retry_on", retry_on),
-        "no_retry_on": _names("no_retry_on", no_retry_on),
-        "start_timeout_s": _seconds("start_timeout", start_timeout, limits.MAX_START_TIMEOUT_S),
-        "queue_timeout_s": (
-            None
-            if queue_timeout is None
-            else _seconds("queue_timeout", queue_timeout, limits.MAX_QUEUE_TIMEOUT_S)
-        ),
-        "min_workers": _integer("min_workers", min_workers, 0, most_workers, "max_concurrency"),
-        "max_invocations_per_worker": _integer(
-            "max_invocations_per_worker", max_invocations_per_worker, 0, None
-        ),
-        "idle_timeout_s": _seconds(
-            "idle_timeout", idle_timeout, limits.MAX_IDLE_TIMEOUT_S, can_be_zero=True
-        ),
-    }
-
-
-def _refuse(
-    setting: str, value: object, rule: str, hint: str = ""
-) -> errors.ParameterValidationError:
-    message = f"{setting} is {value!r:.100}; it must be {rule}."
-    return errors.ParameterValidationError(message, hint)
-
-
-def _number(setting: str, value: float, most: float, unit: str) -> float:
-    rule = f"a number greater than 0 and at most {most:g} ({unit})"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
-        raise _refuse(setting, value, rule)
-    return float(value)
-
-
-def _integer(setting: str, value: int, least: int, most: Optional[int], most_is: str = "") -> int:
-    bound = f"at most {most}" + (f" ({most_is})" if most_is else "")
-    rule = f"a whole number of at least {least}" + ("" if most is None else f" and {bound}")
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or value < least or (most is not None and value > most):
-        raise _refuse(setting, value, rule)
-    return value
-
-
-def _seconds(setting: str, value: Duration, most_s: float, *, can_be_zero: bool = False) -> float:
-    # A timedelta is known by its method: `datetime` need not be imported for that.
-    total_seconds = getattr(value, "total_seconds", None)
-    seconds: Any = value if total_seconds is None else total_seconds()
-    least = "of at least 0" if can_be_zero else "greater than 0"
-    rule = f"a timedelta, or a number of seconds, {least} and at most {_span(most_s)}"
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise _refuse(setting, value, rule, "For example timedelta(minutes=30).")
-    if not 0 <= seconds <= most_s or (seconds == 0 and not can_be_zero):
-        raise _refuse(setting, value, rule)
-    return float(seconds)
-
-
-def _span(seconds: float) -> str:
-    for name, length_s in (("days", 86400), ("hours", 3600)):
-        if seconds % length_s == 0 and seconds > length_s:
-            return f"{seconds / length_s:g} {name}"
-    return "1 hour" if seconds == 3600 else f"{seconds:g} s"
-
-
-_MEMORY_RULE = (
-    f"a number and MiB or GiB, greater than 0 and at most {limits.MAX_MEMORY_MIB // 1024} GiB"
-)
-_UNITS_MIB = {"MiB": 1, "GiB": 1024}
-
-
-def _memory_mib(memory: str) -> int:
-    """``memory`` in MiB, rounded up."""
-    setting = "memory"
-    if not isinstance(memory, str):
-        is_number = isinstance(memory, (int, float)) and not isinstance(memory, bool)
-        example = f'"{memory} MiB"' if is_number else '"256 MiB"'
-        raise _refuse(setting, memory, _MEMORY_RULE, f"Write it with its unit: memory={example}.")
-    number, unit = memory.strip()[:-3].strip(), memory.strip()[-3:]
-    if unit not in _UNITS_MIB or not number.replace(".", "", 1).isdecimal() or not number.isascii():
-        raise _refuse(setting, memory, _MEMORY_RULE, 'For example "512 MiB" or "2 GiB".')
-    exact = float(number) * _UNITS_MIB[unit]
-    rounded = int(exact) + (exact > int(exact)) if exact <= limits.MAX_MEMORY_MIB else 0
-    if rounded == 0:
-        raise _refuse(setting, memory, _MEMORY_RULE)
-    return rounded
-
-
-def _classes(
-    setting: str, given: Optional[Exceptions]
-) -> Optional[Tuple[Type[BaseException], ...]]:
-    if given is None:
-        return None
-    classes = (given,) if isinstance(given, type) else given
-    rule = "an exception class, or a list of them"
-    if isinstance(classes, str) or not hasattr(classes, "__iter__"):
-        raise _refuse(setting, given, rule)
-    found = tuple(classes)
-    for item in found:
-        if not (isinstance(item, type) and issubclass(item, BaseException)):
-            raise _refuse(setting, given, rule)
-    return found
-
-
-def _names(setting: str, given: Optional[Exceptions]) -> Optional[List[str]]:
-    classes = _classes(setting, given)
-    if classes is None:
-        return None
-    return [
-        item.__qualname__
-        if item.__module__ in ("builtins", "main", "__main__")
-        else f"{item.__module__}.{item.__qualname__}"
-        for item in classes
-    ]
-
-
-# --- functions ---
 
 
 class Function(Generic[P, R, C]):
@@ -207,11 +59,11 @@ class Function(Generic[P, R, C]):
         self.name = name
         self.func: Callable[P, C] = _elsewhere(name) if func is None else func
         settings = dict(settings or {})
-        self._retry_on = _classes("retry_on", settings.get("retry_on"))
-        self._no_retry_on = _classes("no_retry_on", settings.get("no_retry_on"))
+        self._retry_on = exception_classes("retry_on", settings.get("retry_on"))
+        self._no_retry_on = exception_classes("no_retry_on", settings.get("no_retry_on"))
         self._settings = check_settings(**settings)
         self._deployed = deployed
-        self._signature: Optional[_Signature] = None
+        self._signature: Optional[Signature] = None
         self._idempotency_key: Optional[str] = None
         self._delay_s = 0.0
         for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
@@ -239,6 +91,7 @@ class Function(Generic[P, R, C]):
         """Name, settings, signature, kind and the first paragraph of the docstring (200 characters at most)."""
         import inspect  # lazy: start-up time
 
+        from .signatures import kind_of, parameters_of
         from .wire import FunctionDescription, FunctionSettings
 
         func: Any = self.func
@@ -246,8 +99,8 @@ class Function(Generic[P, R, C]):
         return FunctionDescription(
             name=self.name,
             settings=FunctionSettings(**self._settings),
-            parameters=_parameters(func),
-            kind=_kind(inspect.unwrap(func)),
+            parameters=parameters_of(func),
+            kind=kind_of(inspect.unwrap(func)),
             doc=paragraph if len(paragraph) <= 200 else paragraph[:199] + "…",
         )
 
@@ -297,7 +150,7 @@ class Function(Generic[P, R, C]):
                 raise errors.InputError(message)
             changed._idempotency_key = idempotency_key
         if delay is not None:
-            changed._delay_s = _seconds("delay", delay, limits.MAX_DELAY_S, can_be_zero=True)
+            changed._delay_s = seconds_of("delay", delay, limits.MAX_DELAY_S, can_be_zero=True)
         if version_id is not None:
             changed._deployed = self._place().at(version_id)
         return changed
@@ -435,7 +288,7 @@ class Function(Generic[P, R, C]):
             message = "An idempotency key goes with one invocation, not with a map."
             raise errors.InputError(message, "Use start, with a key for each item.")
         chosen = invocation.MapOptions(*options)
-        _integer("window", chosen.window, 1, 10_000)
+        integer_of("window", chosen.window, 1, 10_000)
         signature = yield from self._place_signature(client, must_be_fresh=True)
         inputs = (encode_input(signature.checked(tuple(item)), {}) for item in iterable)
         yield from invocation.map_results(
@@ -447,7 +300,7 @@ class Function(Generic[P, R, C]):
     ) -> Steps[None]:
         from . import invocation  # lazy: start-up time
 
-        _integer("after", after, 0, None)
+        integer_of("after", after, 0, None)
         target = self._target()
         return invocation.values(
             client, target, invocation_id, after=after, with_numbers=with_numbers
@@ -459,12 +312,14 @@ class Function(Generic[P, R, C]):
             signature = yield from self._place_signature(client, must_be_fresh=True)
         signature.checked(args, kwargs)
 
-    def _place_signature(self, client: Client, *, must_be_fresh: bool = False) -> Steps[_Signature]:
+    def _place_signature(self, client: Client, *, must_be_fresh: bool = False) -> Steps[Signature]:
         if self._deployed is not None:
             signature = yield from self._deployed.signature(client, must_be_fresh=must_be_fresh)
             return signature
         if self._signature is None:
-            self._signature = _Signature(self.name, _parameters(self.func))
+            from .signatures import Signature, parameters_of  # lazy: start-up time
+
+            self._signature = Signature(self.name, parameters_of(self.func))
         return self._signature
 
     # --- where it is ---
@@ -624,14 +479,14 @@ class _Deployed:
         self.project = project
         self.function = function
         self.version_id = version_id
-        self._signature: Optional[_Signature] = None
+        self._signature: Optional[Signature] = None
         self._read_at = 0.0
 
     def at(self, version_id: str) -> _Deployed:
         """The same function of a certain version."""
         return _Deployed(self.project, self.function, version_id)
 
-    def signature(self, client: Client, *, must_be_fresh: bool = False) -> Steps[_Signature]:
+    def signature(self, client: Client, *, must_be_fresh: bool = False) -> Steps[Signature]:
         """The signature: read once for a version, which never changes; for the latest every half minute."""
         import time  # lazy: start-up time
 
@@ -643,15 +498,16 @@ class _Deployed:
             self._read_at = time.monotonic()
         return self._signature
 
-    def _read(self, client: Client) -> Steps[_Signature]:
+    def _read(self, client: Client) -> Steps[Signature]:
         from .client import path_of  # lazy: start-up time
+        from .signatures import Signature
         from .wire import VersionInfo
 
         path = path_of("projects", self.project, "versions", self.version_id or "latest")
         version = yield from client.exchange(VersionInfo, "GET", path)
         for described in version.functions:
             if described.name == self.function:
-                return _Signature(self.function, described.parameters)
+                return Signature(self.function, described.parameters)
         raise self._missing([described.name for described in version.functions])
 
     def _missing(self, names: List[str]) -> errors.FunctionNotFound:
@@ -662,97 +518,6 @@ class _Deployed:
         hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(names)}."
         message = f"Project {self.project!r} has no function {self.function!r} in {which}."
         return errors.FunctionNotFound(message, hint)
-
-
-# --- signatures ---
-
-
-class _Shown(str):
-    """A text that ``inspect`` shows as it is, where it would show a ``repr``."""
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-class _Signature:
-    """What arguments a function takes, checked as Python would."""
-
-    def __init__(self, name: str, parameters: List[Parameter]) -> None:
-        import inspect  # lazy: start-up time
-
-        kinds = {kind.name.lower(): kind for kind in inspect._ParameterKind}
-        empty = inspect.Parameter.empty
-        self._name = name
-        self._signature = inspect.Signature(
-            [
-                inspect.Parameter(
-                    item.name,
-                    kinds[item.kind],
-                    default=empty if item.default is None else _Shown(item.default),
-                    annotation=_Shown(item.annotation) if item.annotation else empty,
-                )
-                for item in parameters
-            ]
-        )
-
-    def problem(self, args: Any, kwargs: Any) -> str:
-        """Why the arguments do not fit; empty where they do."""
-        try:
-            self._signature.bind(*args, **kwargs)
-        except TypeError as error:
-            return str(error)
-        return ""
-
-    def checked(self, args: Any, kwargs: Optional[Dict[str, Any]] = None) -> Any:
-        """``args``, if they and ``kwargs`` fit. Raises ArgumentsError."""
-        problem = self.problem(args, kwargs or {})
-        if problem:
-            message = f"{self._name}: {problem}."
-            raise errors.ArgumentsError(message, f"It is {self._name}{self._signature}.")
-        return args
-
-
-def _parameters(func: Any) -> List[Parameter]:
-    import inspect  # lazy: start-up time
-
-    from .wire import Parameter
-
-    empty = inspect.Parameter.empty
-    return [
-        Parameter(
-            name=item.name,
-            kind=item.kind.name.lower(),
-            annotation="" if item.annotation is empty else _annotation(item.annotation),
-            default=None if item.default is empty else _shown_default(item.default),
-        )
-        for item in inspect.signature(func).parameters.values()
-    ]
-
-
-def _annotation(annotation: Any) -> str:
-    import inspect  # lazy: start-up time
-
-    if isinstance(annotation, str):  # `from __future__ import annotations`
-        return annotation
-    return str(inspect.formatannotation(annotation))
-
-
-def _shown_default(default: Any) -> str:
-    try:
-        text = repr(default)
-    except Exception:  # whatever the user's __repr__ raises
-        text = f"<{type(default).__name__}>"
-    return text if len(text) <= 100 else text[:99] + "…"
-
-
-def _kind(func: Any) -> str:
-    import inspect  # lazy: start-up time
-
-    if inspect.isasyncgenfunction(func):
-        return "async_generator"
-    if inspect.iscoroutinefunction(func):
-        return "coroutine"
-    return "generator" if inspect.isgeneratorfunction(func) else "function"
 
 
 # --- running here ---

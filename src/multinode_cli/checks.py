@@ -302,7 +302,7 @@ class _MainReader:
 def _settings_problem(settings: dict[str, Any]) -> str:
     """What the SDK itself says to these settings; empty where it takes them."""
     from multinode.errors import ParameterValidationError
-    from multinode.function import check_settings  # lazy: start-up time
+    from multinode.function_settings import check_settings  # lazy: start-up time
 
     try:
         check_settings(**settings)
