@@ -1,4 +1,4 @@
-"""What every test can ask for: the snapshot of messages, rewritten with ``--update-snapshots``."""
+"""What every test can ask for: the snapshot of messages, rewritten with ``--update-snapshots``; a line at the end."""
 
 import os
 from pathlib import Path
@@ -13,6 +13,20 @@ def pytest_addoption(parser):
         action="store_true",
         help="write tests/snapshots/messages.txt instead of comparing with it (not with -n)",
     )
+
+
+@pytest.fixture
+def record_summary(record_property):
+    """Takes a line for the end of the run's output."""
+    return lambda line: record_property("summary", line)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Writes those lines."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, line in report.user_properties:
+            if name == "summary":
+                terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
