@@ -13,7 +13,11 @@ CHECK = ("check",)
 
 TASKS = {
     "tasks: no main.py": {"tasks/main.py": None},
-    "tasks: syntax error": {"tasks/main.py": HEAD + "def add(a, b:\n    return a\n"},
+    "tasks: syntax error": {
+        "tasks/main.py": HEAD + "def add(a, b:\n    return a\n",
+        # not newer than the command's own Python, which leaves it to the import otherwise
+        "multinode.toml": 'project = "billing"\n[environment]\npython = "3.10"\n',
+    },
     "tasks: syntax that the environment's Python lacks": {
         "tasks/main.py": ONE + "    match a:\n        case 1:\n            pass\n",
         "multinode.toml": 'project = "billing"\n[environment]\npython = "3.9"\n',

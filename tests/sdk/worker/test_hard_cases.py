@@ -196,13 +196,16 @@ def test_daemons_are_killed_when_the_function_has_returned(bench):
     source = """
     @mn.function()
     def f():
+        reading, writing = os.pipe()
         if os.fork() == 0:
             os.setsid()
             if os.fork() == 0:
                 mark()
+                os.write(writing, b"!")
                 time.sleep(600)
             os._exit(0)
         subprocess.Popen(["setsid", "sh", "-c", "trap '' TERM HUP; sleep 600; sleep 600"])
+        os.read(reading, 1)
         return 1
     """
     run = bench.run(source)
