@@ -505,7 +505,7 @@ def _read_answer(answer_cls: Type[T], reply: Reply, url: str) -> T:
             return [wire.from_plain(item_cls, item) for item in data]  # type: ignore[return-value]
         return wire.from_plain(answer_cls, data)
     except (ValueError, TypeError) as error:
-        raise _unexpected(reply, url, f"({error})") from error
+        raise _unexpected(reply, url, f" ({error})") from error
 
 
 def _check_reply(reply: Reply, url: str) -> None:
@@ -514,7 +514,7 @@ def _check_reply(reply: Reply, url: str) -> None:
     if not reply.version and error is None and reply.status == 401:
         raise errors.NotLoggedIn(_refused(url), settings.LOGIN_HINT)
     if not reply.version:
-        raise _unexpected(reply, url, "without the header Multinode-Version")
+        raise _unexpected(reply, url, " without the header Multinode-Version")
     if reply.version.split(".")[0] != str(wire.MAJOR_VERSION):
         message = (
             f"The control plane at {url} is version {reply.version}, "
@@ -541,8 +541,7 @@ def _refused(url: str) -> str:
 
 
 def _unexpected(reply: Reply, url: str, detail: str) -> errors.UnexpectedAnswer:
-    kind = f"{detail} " if detail else ""
-    message = f"{url} answered {reply.status} {kind}with {_first_words(reply.body)}."
+    message = f"{url} answered {reply.status}{detail}: {_first_words(reply.body)}."
     hint = "Is this the URL of a Multinode control plane, or does a proxy stand in front of it?"
     return errors.UnexpectedAnswer(message, hint)
 
@@ -573,7 +572,7 @@ def _check_url(url: str) -> _Address:
     host = parts.hostname
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
         message = f"{url!r} is not the URL of a control plane."
-        hint = "Give one such as http://127.0.0.1:8631 or https://multinode.example.com."
+        hint = "Give one such as http://127.0.0.1:9470 or https://multinode.example.com."
         raise errors.InputError(message, hint)
     is_tls = parts.scheme == "https"
     port = port if port is not None else (443 if is_tls else 80)

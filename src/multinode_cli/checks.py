@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from multinode.limits import MAX_CONCURRENCY
-from multinode_cli.tasks_folder import ProjectFile
+from multinode_cli.tasks_folder import ProjectFile, unreadable
 
 _SETTINGS_HINT = "docs/reference/sdk.md lists the settings"
 
@@ -88,7 +88,7 @@ def _parse(
             tree = ast.parse(source, str(path))
             compile(source, str(path), "exec", dont_inherit=True)
     except OSError as error:
-        problems.append(f"{shown}: cannot be read: {error.strerror}")
+        problems.append(f"{shown}: {unreadable(error)}")
         return None
     except (SyntaxError, ValueError) as error:
         if version <= here:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 
 from multinode.errors import (
     ControlPlaneUnreachable,
-    EnvironmentBuildFailed,
     MultinodeError,
     by_code,
 )
@@ -57,22 +56,6 @@ def follow_build(lines: Iterable[bytes], on_line: Callable[[str], None]) -> Envi
             return event.environment
     message = "The control plane broke off while it built the environment."
     raise ControlPlaneUnreachable(message, "Deploy again; what was built so far is not used.")
-
-
-def with_local_problem(
-    error: EnvironmentBuildFailed, spec: EnvironmentSpec
-) -> EnvironmentBuildFailed:
-    """``error`` with the advice that only this side can give, where its own hint is empty."""
-    hint = (
-        error.hint
-        or f"Correct tasks/requirements.txt, or choose another Python than {spec.python} in multinode.toml."
-    )
-    return type(error)(error.message, hint)
-
-
-def same_inputs(spec: EnvironmentSpec, other: EnvironmentInfo) -> bool:
-    """Whether ``other`` can be what ``spec`` asks for, as far as its Python tells."""
-    return spec.python == other.python
 
 
 def _error(body: ErrorBody) -> MultinodeError:

@@ -38,7 +38,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def raise_for_problems(problems: list[str], hint: str) -> None:
     """Raise one InvalidTasks that tells all ``problems`` (``path:line: what is wrong``), if there are any."""
     if problems:
-        raise InvalidTasks("\n".join(problems), hint)
+        raise InvalidTasks("\n".join(dict.fromkeys(problems)), hint)
 
 
 def needs_flag(what: str, flag: str) -> InputError:

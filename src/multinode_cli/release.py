@@ -18,7 +18,6 @@ from pathlib import Path
 from multinode.client import Client, path_of
 from multinode.errors import (
     BundleNotFound,
-    EnvironmentBuildFailed,
     InputError,
     ProjectNotFound,
     UnexpectedAnswer,
@@ -37,7 +36,7 @@ from multinode.wire import (
     VersionInfo,
 )
 from multinode_cli.checks import check_code
-from multinode_cli.environments import environment_spec, follow_build, with_local_problem
+from multinode_cli.environments import environment_spec, follow_build
 from multinode_cli.errors import raise_for_problems
 from multinode_cli.tasks_folder import (
     Bundle,
@@ -193,10 +192,7 @@ def build(
     """Find the environment, or let the control plane make it; ``on_line`` gets the build's output."""
     request = BuildRequest(target.spec, no_cache=no_cache, strict_python=strict_python)
     lines = client.stream("POST", path_of("projects", target.project, "environments"), request)
-    try:
-        return Built(target, follow_build(lines, on_line))
-    except EnvironmentBuildFailed as error:
-        raise with_local_problem(error, target.spec) from error
+    return Built(target, follow_build(lines, on_line))
 
 
 def upload(built: Built, client: Client) -> Built:

@@ -93,7 +93,8 @@ def main(argv: list[str] | None = None) -> int:
             asyncio.run(serve(settings, ready, foreground=options.foreground))
     except MultinodeError as error:
         ready.failed(error)
-        print(error, file=sys.stderr)  # noqa: T201 - the command's own message
+        # As the commands tell theirs, for `server run` becomes this process.
+        print(f"error: {error.message}\n{error.hint}".rstrip(), file=sys.stderr)  # noqa: T201
         return 2 if isinstance(error, InputError) else 1
     return 0
 

@@ -13,8 +13,8 @@ LATER = "2026-01-02T03:04:06.500000+00:00"
 
 
 class ScriptedControlPlane:
-    """``answers[method, path]`` is what to answer: an instance of ``wire``, a list, bytes, a Refusal, a Lines, or a
-    function of the request that returns one of these."""
+    """``answers[method, path]`` is what to answer: an instance of ``wire``, a list, bytes, a Refusal, a Foreign, a
+    Lines, or a function of the request that returns one of these."""
 
     def __init__(self):
         self.answers = {}
@@ -44,6 +44,13 @@ class Refusal:
     def __init__(self, status, code, message, hint=""):
         self.status = status
         self.body = json.dumps({"error": {"code": code, "message": message, "hint": hint}}).encode()
+
+
+class Foreign:
+    """What answers is no control plane (``version`` None), or one of another version."""
+
+    def __init__(self, status, body, version=None):
+        self.status, self.body, self.version = status, body, version
 
 
 class Lines:
@@ -130,9 +137,11 @@ def _handler(plane):
             self.send(answer(request) if callable(answer) else answer)
 
         def send(self, answer):
-            status, body = 200, b""
+            status, body, version = 200, b"", "2.0.0"
             if isinstance(answer, Refusal):
                 status, body = answer.status, answer.body
+            elif isinstance(answer, Foreign):
+                status, body, version = answer.status, answer.body, answer.version
             elif isinstance(answer, Lines):
                 body = b"".join(wire.dumps(item) + b"\n" for item in answer.items)
             elif isinstance(answer, bytes):
@@ -140,7 +149,8 @@ def _handler(plane):
             else:
                 body = wire.dumps(answer)
             self.send_response(status)
-            self.send_header("Multinode-Version", "2.0.0")
+            if version is not None:
+                self.send_header("Multinode-Version", version)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -3,9 +3,17 @@
 Each case changes nothing on disk and exits with its code. ``tests/snapshots/messages.txt`` has the texts.
 """
 
+import ctypes
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 from tests.cli.conftest import MAIN
-from tests.cli.scripted_control_plane import Refusal, server_info, version
+from tests.cli.scripted_control_plane import Foreign, Refusal, server_info, version
+
+from multinode.limits import MAX_CHARACTERS
 
 HEAD = "from multinode import Multinode\n\nmn = Multinode()\n\n\n"
 ONE = HEAD + "@mn.function()\ndef add(a, b):\n    return a + b\n"
@@ -149,6 +157,100 @@ def test_no_answer(cli, messages, monkeypatch):
     monkeypatch.setenv("MULTINODE_RETRY_SECONDS", "0")
     outcome = cli("list")
     messages.check("control plane: out of reach", ["list"], outcome.code, outcome.err)
+
+
+HTML = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body>Sign in to go on.</body></html>"
+OTHERS = {
+    "control plane: of another major version": Foreign(200, b"[]", version="3.1.0"),
+    "control plane: a proxy's page to sign in": Foreign(200, HTML),
+    "control plane: a proxy's bad gateway": Foreign(502, b"<html><h1>502 Bad Gateway</h1></html>"),
+    "control plane: another server": Foreign(404, b"404 page not found"),
+    "control plane: its disk is full": Refusal(  # as the store says it; tests/faults fill a real one
+        507,
+        "storage_full",
+        "The control plane's disk is full; nothing was changed.",
+        "Free some space where its data folder lies, then try again.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_control_plane_or_cannot_answer(name, cli, messages, plane):
+    plane.on("GET", "/v1/projects", OTHERS[name])
+    outcome = cli("list")
+    assert outcome.out == ""
+    messages.check(
+        name, ["list"], outcome.code, outcome.err, replace=[(plane.url, "http://example.com")]
+    )
+
+
+INPUTS = {
+    "--input: no JSON": b'[[1, 2], {"c": }]',
+    "--input: an object": b'{"a": 1, "b": 2}',
+    "--input: the arguments alone": b"[1, 2]",
+    "--input: no UTF-8": b"\xff\xfe[",
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_an_input_file_that_holds_no_arguments(name, cli, messages, plane, tmp_path):
+    (tmp_path / "input.json").write_bytes(INPUTS[name])
+    argv = ["invoke", "billing/add", "--input", "input.json"]
+    outcome = cli(*argv)
+    assert plane.requests == []
+    messages.check(name, argv, outcome.code, outcome.err)
+
+
+def test_arguments_that_are_too_long(cli, messages, plane, tmp_path):
+    plane.on("GET", "/v1/projects/billing/versions/latest", version())
+    (tmp_path / "input.json").write_text(json.dumps([["x" * MAX_CHARACTERS, 1], {}]))
+    argv = ["invoke", "billing/add", "--input", "input.json"]
+    outcome = cli(*argv)
+    assert [request.method for request in plane.requests] == ["GET"]
+    messages.check("arguments: too long", argv, outcome.code, outcome.err)
+
+
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
+"""Of linux/prctl.h and linux/capability.h."""
+
+
+def _read_as_others_do():
+    """root reads everything: gives up that right in the process that is about to be the command."""
+    if os.geteuid() == 0:
+        for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+            if ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+                os._exit(99)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="giving up root's rights is Linux's prctl")
+@pytest.mark.parametrize(
+    "path",
+    [
+        "tasks/main.py",
+        "tasks/.env",
+        "tasks/requirements.txt",
+        "tasks/a/data.csv",
+        "multinode.toml",
+        "tasks/.multinodeignore",
+    ],
+)
+def test_files_that_cannot_be_read(path, project, messages):
+    root = project()
+    (root / path).parent.mkdir(exist_ok=True)
+    (root / path).touch()
+    (root / path).chmod(0)
+    done = subprocess.run(
+        [sys.executable, "-m", "multinode_cli", "check"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=_read_as_others_do,
+    )
+    messages.check(
+        f"unreadable: {path}", CHECK, done.returncode, done.stderr, replace=[(root, "/path/to")]
+    )
 
 
 def test_undeploy_without_a_terminal_names_the_flag(cli, messages, plane):

@@ -208,14 +208,6 @@ def test_a_fifo_is_refused(project):
     assert problems == ["tasks/pipe: is no regular file; remove it, or name it in .multinodeignore"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_an_unreadable_file_is_named(project):
-    root = project({"tasks/secret": ""})
-    os.chmod(root / "tasks/secret", 0)
-    _, problems = list_files(read_project_file(root))
-    assert problems[0].startswith("tasks/secret: cannot be read: Permission denied")
-
-
 def test_too_large_a_bundle_names_its_largest_files(project, monkeypatch):
     monkeypatch.setattr(bundle, "MAX_BUNDLE_BYTES", 1024)
     root = project({f"tasks/{i:02}": "x" * (100 + i) for i in range(12)})

@@ -431,6 +431,19 @@ def test_settings_of_the_version_go_before_those_of_the_server():
 def test_the_frame_of_older_uvs_is_taken_off():
     lines = ["Using Python 3.8", "  × No solution found:", "  ╰─▶ Because you require b==1, no."]
     told = resolver.error_of(lines, requirements="a\nb==1\n", python="3.8")
-    assert (
-        told.hint == "requirements.txt:2: b==1\nNo solution found:\nBecause you require b==1, no."
-    )
+    place, _, reason = told.hint.partition("\n")
+    assert place == "requirements.txt:2: b==1"
+    assert reason.endswith(" uv says:\nNo solution found:\nBecause you require b==1, no.")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Because the current Python version (3.8.18) does not satisfy Python>=3.9,<3.13 and n==1 "
+        "depends on Python>=3.9,<3.13, we can conclude that n==1 cannot be used.",
+        "And because n==1 depends on Python>=3.9,<3.13 and you require n==1, no.",
+    ],
+)
+def test_a_package_that_needs_another_python_is_told_in_one_sentence(line):
+    told = resolver.error_of([f"error: {line}"], requirements="n==1\n", python="3.8")
+    assert told.message == "n==1 needs Python >=3.9,<3.13; the environment has 3.8."

@@ -40,7 +40,10 @@ def import_error(error: BaseException, code_dir: str) -> ErrorBody:
         return ErrorBody(error.code, clean(f"{place}{error.message}"), clean(error.hint))
     failed = function_error(error, code_dir)
     message = f"main.py could not be imported: {failed.message}"
-    return ErrorBody("import_failed", clean(message), failed.traceback)
+    cure = "Correct this and deploy again."
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        cure = f"Add what provides {error.name!r} to requirements.txt, or correct the import, and deploy again."
+    return ErrorBody("import_failed", clean(message), clean(f"{failed.traceback}{cure}"))
 
 
 def is_only_interrupt(error: BaseException) -> bool:

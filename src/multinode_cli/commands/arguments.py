@@ -90,14 +90,15 @@ def _read_input(name: str) -> Given:
     hint = "It holds one JSON array: [[positional, …], {named: …}]."
     try:
         text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-        positional, named = json.loads(text)
+        data = json.loads(text)
     except OSError as error:
-        message = f"--input {name}: {error.strerror}."
+        message = f"--input {name} cannot be read: {error.strerror}."
         raise InputError(message, hint) from error
-    except (ValueError, TypeError) as error:
-        message = f"--input {name} cannot be read: {error}."
+    except ValueError as error:
+        what = "UTF-8" if isinstance(error, UnicodeDecodeError) else "JSON"
+        message = f"--input {name} is no {what}: {error}."
         raise InputError(message, hint) from error
-    if not isinstance(positional, list) or not isinstance(named, dict):
-        message = f"--input {name} is no [args, kwargs]."
+    if not isinstance(data, list) or list(map(type, data)) != [list, dict]:
+        message = f"--input {name} is JSON, but not arguments: {text.strip()!r:.60}."
         raise InputError(message, hint)
-    return positional, named
+    return data[0], data[1]

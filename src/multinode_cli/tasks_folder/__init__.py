@@ -9,6 +9,7 @@ from multinode_cli.tasks_folder.project_file import (
     ProjectFile,
     check_project_name,
     read_project_file,
+    unreadable,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "read_dotenv",
     "read_project_file",
     "read_requirements",
+    "unreadable",
 ]

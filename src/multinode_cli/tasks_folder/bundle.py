@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multinode.errors import BundleTooLarge
+from multinode.errors import BundleTooLarge, InvalidTasks
 from multinode.limits import MAX_BUNDLE_BYTES
-from multinode_cli.tasks_folder.project_file import ProjectFile
+from multinode_cli.tasks_folder.project_file import ProjectFile, unreadable
 
 if TYPE_CHECKING:
     from tarfile import TarFile
 
 IGNORE_FILES = (".multinodeignore", ".dockerignore")
 _NEVER = frozenset((".git", "__pycache__", ".venv", "node_modules", ".env"))
+_NEEDED = ("main.py", "requirements.txt")
 _COMPRESSION = 6
 
 
@@ -35,7 +36,7 @@ class Bundle:
 
 
 def list_files(project: ProjectFile) -> tuple[list[str], list[str]]:
-    """The paths below ``tasks/`` that belong to the bundle, sorted, and what is wrong with some (``path: …``).
+    """The paths below ``tasks/`` that belong to the bundle, sorted, and what is wrong with some of them (``path: …``).
 
     Folders end in ``/``. Links are listed as such and not followed.
     """
@@ -46,8 +47,7 @@ def list_files(project: ProjectFile) -> tuple[list[str], list[str]]:
         problem = _problem(project.tasks, path)
         if problem:
             problems.append(f"{project.shown(path)}: {problem}")
-        else:
-            found.append(relative)
+        found.append(relative)
     return sorted(found), problems
 
 
@@ -89,7 +89,7 @@ def _walk(
     project: ProjectFile, problems: list[str], is_ignored: Callable[[Path, bool], bool]
 ) -> Iterator[tuple[Path, str]]:
     def failed(error: OSError) -> None:
-        problems.append(f"{project.shown(Path(error.filename))}: cannot be read: {error.strerror}")
+        problems.append(f"{project.shown(Path(error.filename))}: {unreadable(error)}")
 
     for folder, folders, names in os.walk(project.tasks, onerror=failed):
         here = Path(folder)
@@ -129,7 +129,8 @@ def _problem(tasks: Path, path: Path) -> str:
         with path.open("rb"):
             return ""
     except OSError as error:
-        return f"cannot be read: {error.strerror}; change its mode, or name it in .multinodeignore"
+        is_needed = path.parent == tasks and path.name in _NEEDED
+        return unreadable(error) + ("" if is_needed else ", or name it in .multinodeignore")
 
 
 def _ignored_by(project: ProjectFile) -> Callable[[Path, bool], bool]:
@@ -141,7 +142,12 @@ def _ignored_by(project: ProjectFile) -> Callable[[Path, bool], bool]:
     from pathspec import GitIgnoreSpec  # lazy: start-up time
 
     folder, name = found
-    spec = GitIgnoreSpec.from_lines((folder / name).read_text(encoding="utf-8").splitlines())
+    try:
+        lines = (folder / name).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"{project.shown(folder / name)}: {unreadable(error)}."
+        raise InvalidTasks(message) from error
+    spec = GitIgnoreSpec.from_lines(lines)
 
     def is_ignored(path: Path, is_folder: bool) -> bool:
         relative = path.relative_to(folder).as_posix()

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from multinode_cli.tasks_folder.project_file import ProjectFile
+from multinode_cli.tasks_folder.project_file import ProjectFile, unreadable
 
 _INCLUDE = re.compile(r"(?:-r|-c|--requirement|--constraint)(?:\s*=\s*|\s*)(?P<path>\S.*)")
 _EDITABLE = re.compile(r"(?:-e|--editable)\b")
@@ -39,7 +39,7 @@ def read_dotenv(project: ProjectFile) -> tuple[dict[str, str], list[str]]:
         with path.open(encoding="utf-8") as stream:
             bindings = list(parse_stream(stream))
     except (OSError, UnicodeDecodeError) as error:
-        return {}, [f"{shown}: cannot be read: {error}"]
+        return {}, [f"{shown}: {unreadable(error)}"]
     problems = []
     for binding in bindings:
         line = binding.original.line + _blank_lines(binding.original.string)
@@ -89,7 +89,7 @@ class _Reader:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            self.problems.append(f"{shown}: cannot be read: {error}")
+            self.problems.append(f"{shown}: {unreadable(error)}")
             return ""
         for number, line in _logical_lines(text):
             self._take(path, f"{shown}:{number}", line)
@@ -136,7 +136,7 @@ class _Reader:
         try:
             self.files[self._key(found)] = base64.b64encode(found.read_bytes()).decode()
         except OSError as error:
-            self.problems.append(f"{place}: {name!r} cannot be read: {error}")
+            self.problems.append(f"{place}: {name!r} {unreadable(error)}")
 
     def _find(self, folder: Path, place: str, name: str) -> Path | None:
         tasks = self.project.tasks

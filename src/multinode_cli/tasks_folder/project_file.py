@@ -103,13 +103,20 @@ def _without_file(start: Path) -> ProjectFile:
     return ProjectFile(None, root=start.parent, tasks=start)
 
 
+def unreadable(error: OSError | UnicodeDecodeError) -> str:
+    """Why a file cannot be read as text, and the cure, as the end of a problem."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"is no UTF-8 text, from byte {error.start} on; save it as UTF-8"
+    return f"cannot be read: {error.strerror}; change its mode"
+
+
 def _load(path: Path) -> dict[str, Any]:
     toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         table: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        message = f"{path}: cannot be read: {error}."
-        raise InvalidTasks(message, "Save it as UTF-8.") from error
+        message = f"{path}: {unreadable(error)}."
+        raise InvalidTasks(message) from error
     except ValueError as error:
         message = f"{path}: is no valid TOML: {error}."
         hint = "Correct that line; docs/reference/files.md shows the file."

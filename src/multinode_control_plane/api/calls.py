@@ -204,10 +204,12 @@ async def _authenticate(plane: ControlPlane, endpoint: Endpoint, request: Reques
     caller = plane.keys.get(hash_secret(secret)) or await _worker_of(plane, secret)
     if caller is None:
         message = "The API key is wrong or was revoked."
-        raise NotLoggedIn(message, "Run `multinode login` with a valid one.")
+        hint = "Run `multinode login` with a valid one, or correct MULTINODE_API_KEY where that is set."
+        raise NotLoggedIn(message, hint)
     if not access.permits(caller, role=endpoint.role, worker=endpoint.worker):
         needed = f"the role {endpoint.role}" if endpoint.role else "a worker's token"
-        message = f"{caller.name!r} has the role {caller.role}; this needs {needed}."
+        whose = "A worker's token" if caller.worker else f"The key {caller.name!r}"
+        message = f"{whose} has the role {caller.role}; this needs {needed}."
         raise NotAllowed(message, "Ask an admin for a key with that role.")
     return caller
 

@@ -43,6 +43,7 @@ _NO_NETWORK = ("error sending request", "dns error", "tcp connect error", "netwo
 _DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded")
 _NOISE = re.compile(r"|\^+|hint:.*--.*")
 """Empty lines, carets that point at nothing any more, and advice on options of uv that nobody here gave."""
+_PYTHON_NEEDED = re.compile(r"(\S+) depends on Python ?([<>=!~][<>=!~,.*\d]*[*\d])")
 _NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?")
 
 
@@ -130,17 +131,18 @@ async def run_uv(
 
 
 def error_of(lines: Sequence[str], *, requirements: str, python: str) -> ErrorBody:
-    """What a build that failed is told as: the resolver's own reason, and the lines of requirements.txt it names."""
+    """What a build that failed is told as: the lines of requirements.txt that uv names, what to do, and uv's reason."""
     text = "\n".join(lines)
     if any(sign in text for sign in _DISK_FULL):
         return disk_full()
     reason = shorten(_reason(lines), MAX_HINT_CHARACTERS)
     if any(sign in text for sign in _NO_NETWORK):
         message = "The package index cannot be reached from the control plane."
-        return ErrorBody("environment_build_failed", message, reason)
-    hint = "\n".join([*_places(reason, requirements), reason])
-    message = f"The requirements cannot be installed on Python {python}."
-    return ErrorBody("environment_build_failed", message, hint)
+        cure = "Look at its network, and at the index that is set for it (UV_DEFAULT_INDEX), and deploy again."
+        return ErrorBody("environment_build_failed", message, f"{cure} uv says:\n{reason}")
+    cure = "Correct requirements.txt, or set another `python` in multinode.toml. uv says:"
+    hint = "\n".join([*_places(reason, requirements), cure, reason])
+    return ErrorBody("environment_build_failed", _refusal(reason, python), hint)
 
 
 def disk_full() -> ErrorBody:
@@ -158,6 +160,16 @@ def _reason(lines: Sequence[str]) -> str:
     told = lines[starts[0] :] if starts else lines[-20:]
     stripped = (re.sub(r"^\s*(×|╰─▶|├─▶|│|error:|cause:)?\s*", "", line) for line in told)
     return "\n".join(line for line in stripped if not _NOISE.fullmatch(line))
+
+
+def _refusal(reason: str, python: str) -> str:
+    """The sentence on why not: the packages that need another Python, where that is it."""
+    needs = dict.fromkeys(
+        f"{what} needs Python {which}" for what, which in _PYTHON_NEEDED.findall(reason)
+    )
+    if needs:
+        return f"{', '.join([*needs][:3])}; the environment has {python}."
+    return f"The requirements cannot be installed on Python {python}."
 
 
 def _places(reason: str, requirements: str) -> list[str]:

@@ -51,8 +51,13 @@ def version(connection: sa.Connection, project_row: Row, version_id: str | None)
         row = statements.first(connection, versions, number=int(wanted), project=project_row.name)
     if row is None:
         message = f"The project {project_row.name!r} has no version {wanted!r}."
-        hint = f"`multinode describe {project_row.name}` shows its versions."
-        raise VersionNotFound(message, hint)
+        otherwise = f"`multinode describe {project_row.name}` shows its versions."
+        newest = (
+            sa.select(versions.c.version_id)
+            .where(versions.c.project == project_row.name)
+            .order_by(versions.c.number.desc())
+        )
+        raise VersionNotFound(message, _near_id(connection, wanted, newest, otherwise))
     return row
 
 
@@ -61,8 +66,20 @@ def invocation(connection: sa.Connection, invocation_id: str, *, within: str | N
     row = statements.first(connection, invocations, invocation_id=invocation_id)
     if row is None or (within is not None and row.project != within):
         message = f"There is no invocation {invocation_id!r}."
-        raise InvocationNotFound(message, "`multinode ps -a` shows recent ones.")
+        otherwise = "`multinode ps -a` shows recent ones."
+        newest = sa.select(invocations.c.invocation_id).order_by(invocations.c.seq.desc())
+        if within is not None:
+            newest = newest.where(invocations.c.project == within)
+        hint = _near_id(connection, invocation_id, newest, otherwise)
+        raise InvocationNotFound(message, hint)
     return row
+
+
+def _near_id(connection: sa.Connection, wanted: str, newest: sa.Select[Any], otherwise: str) -> str:
+    """The one of the newest ids that ``wanted`` is a mistyped or cut-off copy of, as a hint."""
+    known: list[str] = [row[0] for row in connection.execute(newest.limit(100))]
+    # Random ids are alike by chance as names are not.
+    return nearest_hint(wanted, known, otherwise, likeness=0.8)
 
 
 def move(tx: Transaction, row: Row, status: str, **columns: Any) -> None:
