@@ -133,7 +133,8 @@ def _check_function(func: Any) -> str:
         message = f"{func.name!r} is decorated twice."
         raise errors.InvalidTasks(message, "Remove one of the decorators.")
     if not isinstance(func, _FUNCTION_TYPE):
-        message = f"@mn.function() decorates a {type(func).__name__}, which is no plain function."
+        what = "class" if isinstance(func, type) else type(func).__name__
+        message = f"@mn.function() decorates a {what}, which is no plain function."
         raise errors.InvalidTasks(message, hint)
     name = str(func.__name__)
     if name == "<lambda>":

@@ -372,7 +372,7 @@ def _result(info: wire.InvocationInfo) -> Any:
     if info.status == wire.SUCCEEDED:
         return None if info.result is None else codec.decode(info.result)
     name, error = info.invocation_id, info.error
-    said = f": {error.message}" if error else ""
+    said = f": {error.message}".rstrip(".") if error else ""
     hint = f"`multinode describe {name}` shows its attempts, `multinode logs {name}` its output."
     end = {wire.CANCELLED: "was cancelled", wire.TIMED_OUT: "timed out"}.get(info.status, "failed")
     message = f"{info.project}/{info.function} ({name}) {end}{said}."

@@ -40,6 +40,11 @@ class Signature:
 
     def problem(self, args: Any, kwargs: Any) -> str:
         """Why the arguments do not fit; empty where they do."""
+        parameters = self._signature.parameters.values()
+        if not any(item.kind is item.VAR_KEYWORD for item in parameters):
+            for name in kwargs:  # a mistyped name; inspect would say that the right one is missing
+                if name not in self._signature.parameters:
+                    return f"got an unexpected keyword argument {name!r}"
         try:
             self._signature.bind(*args, **kwargs)
         except TypeError as error:

@@ -1,27 +1,15 @@
 """The SDK's and the worker's tests once more, on a real Python 3.8: what users' functions may run on."""
 
-import asyncio
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from multinode_control_plane.runners.pythons import OLDEST_MINOR, Pythons
 from multinode_control_plane.runners.virtualenv import find_uv
 
 ROOT = Path(__file__).parents[2]
 TESTS_NEED = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "numpy"]
-
-
-@pytest.fixture(scope="module")
-def oldest():
-    """The oldest Python that the SDK runs on; CI must have it."""
-    found = asyncio.run(Pythons(find_uv(), os.environ).find(OLDEST_MINOR))
-    if found is None:
-        missing = f"no Python 3.{OLDEST_MINOR} is on PATH, in pyenv or managed by uv"
-        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
-    return found
 
 
 @pytest.fixture(scope="module")

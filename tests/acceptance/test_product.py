@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from tests.acceptance.product import Product
 
-COMMAND = Path(sys.executable).with_name("multinode")
+from multinode import wire
+
 MAIN = """
 import time
 from pathlib import Path
@@ -42,37 +41,10 @@ def cancelled(path):
 """
 
 
-class Product:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environ = {**os.environ, "MULTINODE_HOME": str(folder / "home")}
-
-    def run(self, *arguments: str, exit_code: int = 0) -> str:
-        done = subprocess.run(
-            [COMMAND, *arguments],
-            cwd=self.folder,
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
-        assert done.returncode == exit_code, (arguments, done.stdout, done.stderr)
-        return done.stdout
-
-    def json(self, *arguments: str) -> dict:
-        return json.loads(self.run(*arguments, "--json"))["data"]
-
-
 @pytest.fixture(scope="module")
 def product(tmp_path_factory):
     made = Product(tmp_path_factory.mktemp("product"))
-    (made.folder / "tasks").mkdir()
-    (made.folder / "tasks" / "main.py").write_text(MAIN)
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    (made.folder / "multinode.toml").write_text(
-        f'project = "shop"\n[environment]\npython = "{version}"\n'
-    )
+    made.write({"tasks/main.py": MAIN})
     made.run("server", "start", "--port", "0")
     assert made.json("deploy")["created"]
     yield made
@@ -81,11 +53,7 @@ def product(tmp_path_factory):
 
 def until_value(product: Product, invocation_id: str) -> None:
     """Waits for the first yielded value with the control plane's own waiting request."""
-    from multinode import wire
-    from multinode.client import Client
-
-    known = json.loads((product.folder / "home" / "server.json").read_text())
-    client = Client(known["url"], known["key"])
+    client = product.client()
     path = f"/v1/invocations/{invocation_id}/values?after=0&wait_s=25"
     assert client.call(wire.ValuesAnswer, "GET", path, wait_s=25).values
     client.close()
@@ -119,13 +87,9 @@ def test_a_killed_control_plane_loses_nothing_and_adopts_its_workers(product, tm
 
 
 def test_a_cancelled_function_cleans_up(product, tmp_path):
-    from multinode import wire
-    from multinode.client import Client
-
     marker = tmp_path / "cleaned"
     invocation_id = product.run("invoke", "cancelled", str(marker), "--detach").strip()
-    known = json.loads((product.folder / "home" / "server.json").read_text())
-    client = Client(known["url"], known["key"])
+    client = product.client()
     info = client.call(wire.InvocationInfo, "GET", f"/v1/invocations/{invocation_id}")
     while info.status == "PENDING":
         path = f"/v1/invocations/{invocation_id}?wait_s=25&revision={info.revision}"

@@ -85,7 +85,7 @@ def nested():
         (staticmethod(square), "a staticmethod"),
         (nested(), "a nested function"),
         (functools.partial(square, 1), "a partial"),
-        (Shop, "a type"),
+        (Shop, "a class"),
         (print, "a builtin"),
     ],
 )

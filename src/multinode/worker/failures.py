@@ -6,6 +6,7 @@ Whatever the exception does (a ``__str__`` that raises, a message of a megabyte,
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 
 from ..errors import InputError, InvocationInterrupted
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep  # noqa: PTH120 - compared as text
 _OURS = (_PACKAGE, "<frozen importlib", os.path.dirname(os.__file__) + os.sep + "importlib")  # noqa: PTH120
+_IMPORT_SYSTEM = _OURS[1:]
 _ASYNCIO = os.path.dirname(os.__file__) + os.sep + "asyncio"  # noqa: PTH120
 
 
@@ -40,10 +42,17 @@ def import_error(error: BaseException, code_dir: str) -> ErrorBody:
         return ErrorBody(error.code, clean(f"{place}{error.message}"), clean(error.hint))
     failed = function_error(error, code_dir)
     message = f"main.py could not be imported: {failed.message}"
-    cure = "Correct this and deploy again."
+    hint = f"{failed.traceback}{_cure(error)}, and deploy again."
+    return ErrorBody("import_failed", clean(message), clean(hint))
+
+
+def _cure(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
-        cure = f"Add what provides {error.name!r} to requirements.txt, or correct the import, and deploy again."
-    return ErrorBody("import_failed", clean(message), clean(f"{failed.traceback}{cure}"))
+        return f"Add what provides {error.name!r} to requirements.txt, or correct the import"
+    if isinstance(error, SyntaxError):
+        version = "{}.{}".format(*sys.version_info[:2])
+        return f"Correct this, or choose a newer Python than {version} in multinode.toml"
+    return "Correct this"
 
 
 def is_only_interrupt(error: BaseException) -> bool:
@@ -67,6 +76,10 @@ def users_traceback(error: BaseException, code_dir: str) -> str:
     try:
         told = traceback.TracebackException(type(error), error, _trimmed(error.__traceback__))
         _trim_chain(told, set())
+        # An import statement leaves these out by itself; importlib.import_module does not.
+        told.stack[:] = [
+            item for item in told.stack if not item.filename.startswith(_IMPORT_SYSTEM)
+        ]
         has_frames = bool(told.stack) or told.exc_type is SyntaxError
         text = "".join(told.format()) if has_frames or told.__cause__ or told.__context__ else ""
     except Exception:  # a message that cannot be formatted, no memory, no stack left

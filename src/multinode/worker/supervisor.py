@@ -421,7 +421,9 @@ class Supervisor:
         failed = f"main.py could not be imported: {words}"
         if self._assignment().kind == "describe":
             self._output.drain()
-            self._describe(wire.Described(error=wire.ErrorBody("import_failed", failed)))
+            hint = "Something in it, or in what it imports, ends or crashes the interpreter: remove that."
+            error = wire.ErrorBody("import_failed", f"{failed}.", hint)
+            self._describe(wire.Described(error=error))
         elif self._phase == "starting":
             self._finish(end_of_import(wire.FunctionError(failed)))
         else:

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.responses import StreamingResponse
 
 from multinode import wire
-from multinode.errors import InvalidRequest
+from multinode.errors import ExecutionNotFound, InvalidRequest
 from multinode_control_plane import decide
 from multinode_control_plane.api.calls import MAX_WAIT_S, Call, until
 from multinode_control_plane.api.output import follow_logs, read_logs, with_heartbeats
@@ -105,6 +105,8 @@ async def logs(call: Call) -> StreamingResponse:
         lambda connection: cases.execution_ids(connection, invocation_id)
     )
     attempt = int(call.number("attempt")) or None
+    if attempt is not None and not call.flag("follow"):
+        _check_attempt(invocation_id, attempt, len(known))
     tail = int(call.number("tail")) if call.query("tail") else None
     since_s = call.number("since_s") or None
     if call.flag("follow"):
@@ -114,6 +116,13 @@ async def logs(call: Call) -> StreamingResponse:
     else:
         records = read_logs(call.plane, known, tail=tail, since_s=since_s, attempt=attempt)
     return StreamingResponse(with_heartbeats(records), media_type="application/x-ndjson")
+
+
+def _check_attempt(invocation_id: str, attempt: int, last: int) -> None:
+    if attempt > last:
+        message = f"{invocation_id} has had no attempt {attempt}."
+        hint = f"It has had {last or 'none yet'}; `multinode describe {invocation_id}` shows them."
+        raise ExecutionNotFound(message, hint)
 
 
 async def cancel(call: Call) -> wire.InvocationInfo:

@@ -1,0 +1,19 @@
+"""A real Python 3.8, for what has to be seen on one."""
+
+import asyncio
+import os
+
+import pytest
+
+from multinode_control_plane.runners.pythons import OLDEST_MINOR, Pythons
+from multinode_control_plane.runners.virtualenv import find_uv
+
+
+@pytest.fixture(scope="session")
+def oldest():
+    """The oldest Python that the SDK runs on; CI must have it."""
+    found = asyncio.run(Pythons(find_uv(), os.environ).find(OLDEST_MINOR))
+    if found is None:
+        missing = f"no Python 3.{OLDEST_MINOR} is on PATH, in pyenv or managed by uv"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    return found
