@@ -50,7 +50,7 @@ class Messages:
         if self._is_updating:
             self._cases[name] = case
         assert case == self._cases.get(name), (
-            f"{name!r} differs from {self._path.name}; if it is right so, run pytest --update-snapshots"
+            f"{name!r} differs from {self._path.name}; if this is right, run pytest --update-snapshots:\n{case}"
         )
 
 
