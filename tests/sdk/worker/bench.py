@@ -146,9 +146,12 @@ class Run:
     def leftovers(self):
         """Processes whose working folder is the worker's, or was."""
         found = []
+        own = self.launch.work_dir
         for name in filter(str.isdigit, os.listdir("/proc")):
             with suppress(OSError):
-                if os.readlink(f"/proc/{name}/cwd").startswith(self.launch.work_dir):
+                folder = os.readlink(f"/proc/{name}/cwd")
+                # work-10 is no part of work-1; Linux says "work-1 (deleted)" of a folder that is gone
+                if folder.split(" (deleted)")[0] == own or folder.startswith(f"{own}/"):
                     found.append(int(name))
         return found
 
