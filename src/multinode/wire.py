@@ -113,6 +113,8 @@ class BuildRequest(Record):
     spec: EnvironmentSpec
     no_cache: bool = False
     strict_python: bool = False
+    sdk_digest: str = ""
+    """Of the SDK that the sender puts into images (``distribution.sdk_digest``); it is part of an image's digest."""
 
 
 class EnvironmentInfo(Record):
@@ -127,14 +129,55 @@ class EnvironmentInfo(Record):
     created_at: str
     created: bool = False
     """Whether this request made it."""
+    image: str = ""
+    """Where environments are images: ``sha256:…`` in the runner's engine, or ``repository@sha256:…``."""
+    base_image: str = ""
+    """What it was made from, with the digest that this had: ``python:3.12-bookworm@sha256:…``."""
+
+
+class Registry(Record):
+    """Where images are pushed to and pulled from. ``repository`` is ``host[:port]/name``; an empty ``username``: no login."""
+
+    repository: str
+    username: str = ""
+    key: str = ""
+    """The password or token."""
+
+
+class ImageOrder(Record):
+    """An environment that is not there, for the sender of the BuildRequest to build as an image, and report."""
+
+    digest: str
+    platform: str
+    """``linux/amd64``."""
+    tag: str
+    """The name to build it under: ``multinode:<digest>``, or ``<repository>:<digest>`` where there is a registry."""
+    labels: Dict[str, str]
+    """To be put on the image: by them the control plane knows its own."""
+    registry: Optional[Registry] = None
+    """Where to push it; None: it is left in the engine, which has to be the runner's."""
+
+
+class ImageReport(Record):
+    """Body of ``PUT /v1/projects/{project}/environments/{digest}``: the image that was built to an ImageOrder."""
+
+    spec: EnvironmentSpec
+    sdk_digest: str
+    image: str
+    """``sha256:…``, or ``repository@sha256:…`` after a push."""
+    python_served: str
+    packages: List[str]
+    base_image: str
+    warnings: List[str]
 
 
 class BuildEvent(Record):
-    """One line of the answer's stream: a line of build output, or at last the environment or an error."""
+    """One line of the answer's stream: a line of build output, or at last the environment, an order to build it, or an error."""
 
     line: Optional[str] = None
     environment: Optional[EnvironmentInfo] = None
     error: Optional[ErrorBody] = None
+    image_order: Optional[ImageOrder] = None
 
 
 class DescribeRequest(Record):

@@ -32,12 +32,17 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import lru_cache
 from importlib.metadata import distributions
 from pathlib import Path, PurePosixPath
 from typing import ParamSpec, TypeVar
 
-import multinode
+from multinode.distribution import (
+    SDK_REQUIREMENTS,
+    SDK_VERSION,
+    sdk_digest,
+    sdk_files,
+    sdk_folder,
+)
 from multinode.errors import (
     EnvironmentNotFound,
     InputError,
@@ -58,9 +63,6 @@ from multinode_control_plane.runners import resolver
 from multinode_control_plane.runners.pythons import Python, Pythons
 from multinode_control_plane.runners.resolver import ResolverFailed, Say, run_uv
 
-SDK_REQUIREMENTS = ("httpx>=0.24", "jsonpickle>=3.0")
-"""The SDK's own dependencies, as in ``pyproject.toml`` (a test compares them)."""
-SDK_VERSION = "2.0.0"
 FORMAT = "1"
 """Part of every digest: change it when environments are made in another way."""
 
@@ -406,25 +408,6 @@ def digest_of(spec: EnvironmentSpec, python_served: str) -> str:
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
-@lru_cache(maxsize=1)
-def sdk_digest() -> str:
-    """SHA-256 over the files of the ``multinode`` package that runs here; computed once, as it does not change."""
-    digest = hashlib.sha256()
-    for path in _sdk_files():
-        digest.update(f"{path.relative_to(_sdk_folder())}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _sdk_folder() -> Path:
-    return Path(multinode.__file__).resolve().parent
-
-
-def _sdk_files() -> list[Path]:
-    found = _sdk_folder().rglob("*")
-    return sorted(path for path in found if path.is_file() and "__pycache__" not in path.parts)
-
-
 def _write_inputs(spec: EnvironmentSpec, folder: Path) -> None:
     folder.mkdir()
     for name, content in (spec.files or {}).items():
@@ -482,8 +465,8 @@ async def _undisturbed(
 def _copy_sdk(into: Path) -> None:
     """The SDK as it would lie in site-packages, with the few files by which ``importlib.metadata`` knows it."""
     package = into / "multinode"
-    for source in _sdk_files():
-        target = package / source.relative_to(_sdk_folder())
+    for source in sdk_files():
+        target = package / source.relative_to(sdk_folder())
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, target)
     metadata = into / f"multinode-{SDK_VERSION}.dist-info"
