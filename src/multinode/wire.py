@@ -17,7 +17,7 @@ from .records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Type, TypeVar
+    from typing import Any, Callable, Dict, List, Optional, Type, TypeVar, Union
 
     T = TypeVar("T")
 
@@ -627,7 +627,7 @@ def _fields_of(value: Any) -> Dict[str, Any]:
     return vars(value)
 
 
-def loads(cls: Type[T], data: bytes) -> T:
+def loads(cls: Type[T], data: Union[bytes, str]) -> T:
     """An instance of ``cls`` from JSON. Raises ValueError where a field is missing or of a wrong type."""
     return from_plain(cls, json.loads(data))
 

@@ -34,7 +34,7 @@ from multinode_control_plane.service.actions import (
     StopWorker,
 )
 from multinode_control_plane.service.dotenv import INTERPRETER_PREFIXES
-from multinode_control_plane.service.executions import Context, WorkerIdentity
+from multinode_control_plane.service.executions import Context, WorkerIdentity, is_same_secret
 from multinode_control_plane.store import Store, Transaction
 
 log = logging.getLogger(__name__)
@@ -209,6 +209,11 @@ class Scheduler:
         job = partial(executions.worker_gone, context=self.context, end=end)
         self._spawn(self._store(job, durable=durable))
 
+    def remember(self, token_hash: str, who: WorkerIdentity) -> None:
+        """Keeps whose token it is, while its worker is there: one that has gone meanwhile would stay for ever."""
+        if who.worker_id in self._leases or who.worker_id in self.describes:
+            self.tokens[token_hash] = who
+
     def _forget(self, worker_id: str) -> None:
         self._leases.pop(worker_id, None)
         for token_hash in [h for h, who in self.tokens.items() if who.worker_id == worker_id]:
@@ -352,10 +357,8 @@ class Scheduler:
         describe = self.describes.get(request.worker_id)
         if describe is None:
             return None
-        if describe.launch.claim_code != request.claim_code or describe.nonce not in (
-            None,
-            request.nonce,
-        ):
+        same_code = is_same_secret(describe.launch.claim_code, request.claim_code)
+        if not same_code or describe.nonce not in (None, request.nonce):
             message = f"The claim code of {request.worker_id} is not valid, or is used up."
             raise ClaimRefused(message)
         describe.nonce = request.nonce

@@ -28,6 +28,7 @@ import uvicorn
 from multinode import wire
 from multinode.errors import Conflict, InputError, MultinodeError
 from multinode_control_plane import migrations, model
+from multinode_control_plane.api.border import KnownHosts
 from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.routes import make_app
 from multinode_control_plane.runners.process import ProcessRunner
@@ -191,11 +192,11 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
         stop.ask,
         sa.make_url(settings.database).drivername,
     )
-    plane.keys = await store.read(access.callers)
+    await plane.read_keys()
     await scheduler.open(settings.worker_url or url)
     http = HttpServer(
         uvicorn.Config(
-            make_app(plane, hosts(settings, port)),
+            make_app(plane, known_hosts(settings)),
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -348,14 +349,16 @@ def _bind(host: str, port: int) -> socket.socket:
     return made
 
 
-def hosts(settings: Settings, port: int) -> frozenset[str]:
-    """The Host headers that are answered; none (any) where it listens beyond loopback."""
-    if settings.host not in LOOPBACK:
-        return frozenset()
-    names = {f"{_in_url(name)}:{port}" for name in LOOPBACK}
+def known_hosts(settings: Settings) -> KnownHosts:
+    """The hosts that are answered to: loopback and what the settings name; beyond loopback this machine's too."""
+    names = {*LOOPBACK, *settings.allowed_hosts}
     if settings.worker_url:
-        names.add(urlsplit(settings.worker_url).netloc.lower())
-    return frozenset(names)
+        names.add((urlsplit(settings.worker_url).hostname or "").lower())
+    is_loopback = settings.host in LOOPBACK
+    if not is_loopback:
+        machine = socket.gethostname().lower()
+        names |= {settings.host.lower(), machine, machine.partition(".")[0]}
+    return KnownHosts(frozenset(names - {""}), addresses=not is_loopback)
 
 
 def _in_url(host: str) -> str:

@@ -40,6 +40,8 @@ class Settings:
     worker_url: str | None
     capacity: Capacity
     allow_process: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    """Further names by which requests may call this server, without port."""
     grace_s: float = 120.0
     silence_s: float = 30.0
     unreachable_s: float = 300.0
@@ -92,6 +94,10 @@ def parser() -> argparse.ArgumentParser:
             "run functions as processes of this user although the server listens beyond loopback"
         ),
     )
+    made.add_argument(
+        "--allowed-hosts",
+        help="further names that the Host header may have, e.g. multinode.example.com,10.0.0.5",
+    )
     for name, meaning in {**_SPANS, **_SIZES}.items():
         made.add_argument(f"--{name.replace('_', '-')}", help=meaning)
     made.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
@@ -130,6 +136,7 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         worker_url=given("worker_url"),
         capacity=_capacity(given("capacity")),
         allow_process=_switch(given("allow_process")),
+        allowed_hosts=_hosts(given("allowed_hosts")),
         **spans,  # type: ignore[arg-type]  # names and types are those of _SPANS and _SIZES
         **sizes,
     )
@@ -160,6 +167,24 @@ def _capacity(text: str | None) -> Capacity:
             raise InputError(message, "Write it like cpu=4,memory=8GiB.")
         found[match[1]] = _number("capacity", match[2]) * (1024 if match[3] == "GiB" else 1)
     return Capacity(cpu=found["cpu"], memory_mib=int(found["memory"]))
+
+
+def host_name(text: str) -> str | None:
+    """The host in a Host header: lower case, without port, brackets and final dot. None for what is no host."""
+    match = _HOST.fullmatch(text.lower())
+    return (match[1] or match[2]).rstrip(".") if match else None
+
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]*[a-z0-9]\.?))(?::[0-9]{1,5})?")
+
+
+def _hosts(text: str | None) -> tuple[str, ...]:
+    names = [part.strip() for part in text.split(",") if part.strip()] if text else []
+    for name in names:
+        if host_name(name) is None:
+            message = f"--allowed-hosts: {name!r} is not the name of a host."
+            raise InputError(message, "Write it like multinode.example.com,10.0.0.5.")
+    return tuple(dict.fromkeys(host_name(name) or "" for name in names))
 
 
 def _number(name: str, text: str | None) -> float:

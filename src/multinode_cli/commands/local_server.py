@@ -109,10 +109,11 @@ def restart_options(server: RunningServer) -> list[str]:
     if isinstance(capacity, dict):
         arguments.append(f"--capacity=cpu={capacity['cpu']:g},memory={capacity['memory_mib']}MiB")
     for name, value in given.items():
-        if name in ("home", "port") or value is None or value is False:
+        if name in ("home", "port") or value is None or value is False or value == []:
             continue
         flag = "--" + name.removesuffix("_s").replace("_", "-")
-        arguments.append(flag if value is True else f"{flag}={value}")
+        text = ",".join(value) if isinstance(value, list) else value
+        arguments.append(flag if value is True else f"{flag}={text}")
     return arguments
 
 

@@ -54,6 +54,15 @@ _AllowProcess = Annotated[
     ),
 ]
 
+_AllowedHosts = Annotated[
+    str | None,
+    typer.Option(
+        "--allowed-hosts",
+        metavar="NAMES",
+        help="Further names by which it is called, e.g. mn.example.com (MULTINODE_ALLOWED_HOSTS).",
+    ),
+]
+
 
 def _options(
     *,
@@ -79,6 +88,7 @@ def run(
     worker_url: _WorkerUrl = None,
     capacity: _Capacity = None,
     allow_process: _AllowProcess = False,
+    allowed_hosts: _AllowedHosts = None,
 ) -> Answer:
     """Run the control plane in the foreground, until Ctrl-C.
 
@@ -88,6 +98,7 @@ def run(
     options = _options(
         runner=runner, database=database, host=host, port=port, data_dir=data_dir,
         worker_url=worker_url, capacity=capacity, allow_process=allow_process,
+        allowed_hosts=allowed_hosts,
     )  # fmt: skip
     command = local_server.command(session.settings.home, [*options, "--foreground"])
     os.execv(sys.executable, command)
@@ -104,6 +115,7 @@ def start(
     worker_url: _WorkerUrl = None,
     capacity: _Capacity = None,
     allow_process: _AllowProcess = False,
+    allowed_hosts: _AllowedHosts = None,
 ) -> Answer:
     """Start the control plane in the background, and return when it answers.
 
@@ -112,6 +124,7 @@ def start(
     options = _options(
         runner=runner, database=database, host=host, port=port, data_dir=data_dir,
         worker_url=worker_url, capacity=capacity, allow_process=allow_process,
+        allowed_hosts=allowed_hosts,
     )  # fmt: skip
     server, was_started = local_server.start(session.settings, session.console, options)
     verb = "runs" if was_started else "runs already"

@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from multinode import wire
 from multinode.errors import (
@@ -25,7 +25,6 @@ from multinode.errors import (
     NotFound,
     NotLoggedIn,
 )
-from multinode_control_plane import __version__
 from multinode_control_plane.runners import Runner
 from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.scheduler import Scheduler
@@ -37,6 +36,8 @@ from multinode_control_plane.store import Store
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 300 * 1024 * 1024
+MAX_PUBLIC_BODY_BYTES = 64 * 1024
+"""Of a request that needs no key."""
 MAX_WAIT_S = 60.0
 
 
@@ -53,6 +54,12 @@ class ControlPlane:
     database_name: str
     started_at: float = field(default_factory=time.time)
     keys: dict[str, Caller] = field(default_factory=dict)
+    keys_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def read_keys(self) -> None:
+        """Takes the keys from the store. One at a time: an older reading that came late would revive a revoked key."""
+        async with self.keys_lock:
+            self.keys = await self.store.read(access.callers)
 
 
 @dataclass(frozen=True)
@@ -223,40 +230,42 @@ async def _worker_of(plane: ControlPlane, token: str) -> Caller | None:
         who = await plane.store.read(lambda connection: executions.identity(connection, token))
         if who is None:
             return None
-        plane.scheduler.tokens[token_hash] = who
+        plane.scheduler.remember(token_hash, who)
     return Caller(who.worker_id, "worker", who)
 
 
 async def _read_body(endpoint: Endpoint, request: Request) -> Any:
     if endpoint.body is None:
         return None
+    limit_bytes = MAX_PUBLIC_BODY_BYTES if endpoint.public else MAX_BODY_BYTES
     try:
-        return wire.loads(endpoint.body, await _bytes_of(request))
+        return wire.loads(endpoint.body, await _text_of(request, limit_bytes))
     except (ValueError, RecursionError) as error:
         message = f"The request's body cannot be read: {error}."
         raise InvalidRequest(message) from error
 
 
-async def _bytes_of(request: Request) -> bytes:
+async def _text_of(request: Request, limit_bytes: int) -> str:
     parts = []
     size = 0
     async for part in request.stream():
         size += len(part)
-        if size > MAX_BODY_BYTES:
-            message = f"The request's body is over {MAX_BODY_BYTES} bytes."
+        if size > limit_bytes:
+            message = f"The request's body is over {limit_bytes} bytes."
             raise InvalidRequest(message)
         parts.append(part)
-    body = b"".join(parts)
+    # Decoded here: json.loads would take UTF-16 too, and halves of surrogate pairs.
+    body = b"".join(parts).decode()
     if _ESCAPES.search(body) and not _storable(body):
         message = "The request's text holds a NUL character or half of a surrogate pair."
         raise InvalidRequest(message)
     return body
 
 
-_ESCAPES = re.compile(rb"\\u(0000|[dD][89a-fA-F])")
+_ESCAPES = re.compile(r"\\u(0000|[dD][89a-fA-F])")
 
 
-def _storable(body: bytes) -> bool:
+def _storable(body: str) -> bool:
     """Whether every string in it can be stored. jsonpickle's text escapes such characters once more, and may."""
     text = json.dumps(json.loads(body), ensure_ascii=False)
     try:
@@ -289,34 +298,3 @@ async def until(
                 await event.wait()
             finally:
                 timer.cancel()
-
-
-class Border:
-    """Around the whole application: refuses foreign Host headers, and says which version answers.
-
-    A web page can make a browser send requests to loopback, under a name of its own that resolves there; without a
-    known Host header nothing is answered (DNS rebinding).
-    """
-
-    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
-        self._app = app
-        self._hosts = hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI call."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_with_version(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"].append((b"multinode-version", __version__.encode()))
-            await send(message)
-
-        host = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"host"), "")
-        if self._hosts and host.lower() not in self._hosts:
-            message = f"The Host header {host!r:.100} is not one of this control plane's."
-            refused = error_response(NotAllowed(message, "Use its own URL."))
-            await refused(scope, receive, send_with_version)
-            return
-        await self._app(scope, receive, send_with_version)

@@ -79,10 +79,9 @@ async def put_bundle(call: Call) -> wire.Empty:
 async def get_bundle(call: Call) -> Response:
     """GET and HEAD /v1/bundles/{sha256}"""
     digest = call.path("digest")
-    path = call.plane.bundles.path(digest)
     if call.caller.worker is not None:
         await _check_own_bundle(call, digest)
-    return FileResponse(path, media_type="application/gzip")
+    return FileResponse(call.plane.bundles.path(digest), media_type="application/gzip")
 
 
 async def _check_own_bundle(call: Call, digest: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -70,7 +69,7 @@ async def create_key(call: Call) -> wire.KeyInfo:
     """POST /v1/keys"""
     request = call.body
     made = await call.plane.store.write(lambda tx: access.create_key(tx, request))
-    await _reload_keys(call.plane)
+    await call.plane.read_keys()
     return made
 
 
@@ -78,9 +77,5 @@ async def revoke_key(call: Call) -> wire.KeyInfo:
     """DELETE /v1/keys/{name}"""
     name = call.path("name")
     revoked = await call.plane.store.write(lambda tx: access.revoke_key(tx, name))
-    await _reload_keys(call.plane)
+    await call.plane.read_keys()
     return revoked
-
-
-async def _reload_keys(plane: Any) -> None:
-    plane.keys = await plane.store.read(access.callers)

@@ -6,8 +6,8 @@ from starlette.routing import Route, Router
 
 from multinode import wire
 from multinode_control_plane.api import deployments, installation, invocations, workers
+from multinode_control_plane.api.border import Border, KnownHosts
 from multinode_control_plane.api.calls import (
-    Border,
     ControlPlane,
     Endpoint,
     PathEndpoints,
@@ -73,8 +73,8 @@ ENDPOINTS = (
 )
 
 
-def make_app(plane: ControlPlane, hosts: frozenset[str]) -> Border:
-    """The ASGI application. ``hosts`` are the Host headers that it answers to; none: any."""
+def make_app(plane: ControlPlane, hosts: KnownHosts) -> Border:
+    """The ASGI application, which answers to ``hosts``."""
     by_path: dict[str, dict[str, Endpoint]] = {}
     for item in ENDPOINTS:
         by_path.setdefault(item.path, {})[item.method] = item

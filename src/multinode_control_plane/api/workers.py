@@ -23,7 +23,7 @@ async def exchange(call: Call) -> wire.Assignment:
             durable=False,  # after a power cut the worker is gone, or exchanges again
         )
         plane.scheduler.heard(request.worker_id)
-    plane.scheduler.tokens[hash_secret(assignment.token)] = who
+    plane.scheduler.remember(hash_secret(assignment.token), who)
     return assignment
 
 

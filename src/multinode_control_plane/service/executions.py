@@ -62,6 +62,11 @@ def hash_secret(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def is_same_secret(known: str, given: str) -> bool:
+    """Whether they are equal, in a time that does not tell how much of ``given`` is right."""
+    return hmac.compare_digest(known.encode(), given.encode())
+
+
 # --- making workers -------------------------------------------------------------------------------------
 
 
@@ -301,9 +306,9 @@ def exchange(
 
 
 def _code_fits(worker: Row, request: wire.ExchangeRequest) -> bool:
-    if not hmac.compare_digest(worker.claim_code_hash, hash_secret(request.claim_code)):
+    if not is_same_secret(worker.claim_code_hash, hash_secret(request.claim_code)):
         return False
-    return worker.nonce is None or hmac.compare_digest(worker.nonce, request.nonce)
+    return worker.nonce is None or is_same_secret(worker.nonce, request.nonce)
 
 
 def identity(connection: sa.Connection, token: str) -> WorkerIdentity | None:
