@@ -81,43 +81,52 @@ def not_made_delay(times_before: int) -> float:
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """A ready invocation at the head of its function's queue, and what a worker for it takes (virtual CPUs, MiB)."""
+class Room:
+    """Room on the machine: all of it, what is left of it, or what a worker takes."""
 
-    seq: int
     cpu: float
     memory_mib: int
+
+    def within(self, whole: Room) -> Room:
+        """At most ``whole``: a function that asks for more than there is gets all there is.
+
+        For memory, which deploy refuses, that happens where the capacity was lowered later.
+        """
+        return Room(min(self.cpu, whole.cpu), min(self.memory_mib, whole.memory_mib))
+
+    def fits(self, left: Room) -> bool:
+        """Whether there is that much ``left``."""
+        return self.cpu <= left.cpu + 1e-9 and self.memory_mib <= left.memory_mib
+
+    def less(self, taken: Room) -> Room:
+        """What is left when ``taken`` is."""
+        return Room(self.cpu - taken.cpu, self.memory_mib - taken.memory_mib)
 
 
 @dataclass(frozen=True)
-class Room:
-    """What is left of the machine."""
+class Waiting:
+    """A ready invocation at the head of its function's queue, and what its function asks for."""
 
-    cpu: float
-    memory_mib: int
-
-    def fits(self, waiting: Waiting, whole_cpu: float) -> bool:
-        """Whether there is room; a function that asks for more cpu than the machine has gets all of it."""
-        return (
-            min(waiting.cpu, whole_cpu) <= self.cpu + 1e-9 and waiting.memory_mib <= self.memory_mib
-        )
-
-    def less(self, waiting: Waiting, whole_cpu: float) -> Room:
-        """The room that is left when a worker for it is there."""
-        return Room(self.cpu - min(waiting.cpu, whole_cpu), self.memory_mib - waiting.memory_mib)
+    seq: int
+    room: Room
 
 
-def admit(waiting: Iterable[Waiting], room: Room, whole_cpu: float) -> list[Waiting]:
+def admit(
+    waiting: Iterable[Waiting], left: Room, whole: Room, *, overtaking: bool = False
+) -> list[Waiting]:
     """Those that get a worker now: oldest first, each queue's already cut to its free slots.
 
-    The first one that does not fit ends it: if younger, smaller ones went ahead, it could wait for ever.
+    The first one that does not fit ends it: if younger, smaller ones went ahead, it could wait for ever. With
+    ``overtaking`` they may.
     """
     admitted = []
     for candidate in sorted(waiting, key=lambda item: item.seq):
-        if not room.fits(candidate, whole_cpu):
+        needed = candidate.room.within(whole)
+        if needed.fits(left):
+            admitted.append(candidate)
+            left = left.less(needed)
+        elif not overtaking:
             break
-        admitted.append(candidate)
-        room = room.less(candidate, whole_cpu)
     return admitted
 
 
@@ -132,6 +141,8 @@ class PendingFacts:
     worker_state: str | None
     slots_used: int
     max_concurrency: int
+    held_back: bool = False
+    """Whether it must wait for the next start of the control plane, which is stopping."""
 
 
 def pending_reason(facts: PendingFacts, now: float) -> str:
@@ -149,6 +160,8 @@ def pending_reason(facts: PendingFacts, now: float) -> str:
         if facts.failed_attempts:
             return f"retry in {left_s} s"
         return "delayed until " + _utc(facts.due_at)
+    if facts.held_back:
+        return "waiting for the next start of the control plane, which is stopping"
     if facts.slots_used >= facts.max_concurrency:
         return f"waiting for max_concurrency ({facts.slots_used} of {facts.max_concurrency} in use)"
     return "waiting for room on this machine"

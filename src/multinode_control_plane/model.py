@@ -170,6 +170,14 @@ invocations = sa.Table(
         postgresql_where=sa.text("waiting = 'ready'"),
     ),
     sa.Index(
+        "invocations_ready_children",
+        "project",
+        "function",
+        "seq",
+        sqlite_where=sa.text("waiting = 'ready' AND parent_id IS NOT NULL"),
+        postgresql_where=sa.text("waiting = 'ready' AND parent_id IS NOT NULL"),
+    ),
+    sa.Index(
         "invocations_due",
         "due_at",
         sqlite_where=sa.text("waiting = 'delayed'"),

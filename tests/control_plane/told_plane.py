@@ -31,7 +31,7 @@ from multinode_control_plane.store import Store
 
 
 class ToldRunner:
-    """Makes workers in name only; ``start_error`` is raised by ``start``."""
+    """Makes workers in name only; ``start_error`` is raised by ``start``, which waits while ``may_start`` is not set."""
 
     name = "process"
     enforces = ()
@@ -41,6 +41,8 @@ class ToldRunner:
         self.living: set[str] = set()
         self.stops: list[str] = []
         self.start_error: Exception | None = None
+        self.may_start = asyncio.Event()
+        self.may_start.set()
         self.ends_when_stopped = True
         self.on_end: Callable[[WorkerEnd], None] = lambda end: None
 
@@ -49,6 +51,7 @@ class ToldRunner:
 
     async def start(self, launch: Any) -> None:
         self.launches.append(launch)
+        await self.may_start.wait()
         if self.start_error is not None:
             raise self.start_error
         self.living.add(launch.worker_id)
@@ -89,6 +92,7 @@ class Plane:
         await self.scheduler.open("http://127.0.0.1:1")
 
     async def close(self) -> None:
+        self.runner.may_start.set()
         await self.scheduler.close()
         self.store.close()
 

@@ -32,7 +32,13 @@ async def get(call: Call) -> Any:
 
     async def look() -> tuple[bool, wire.InvocationInfo]:
         found = await call.plane.store.read(
-            lambda connection: cases.get(connection, invocation_id, time.time(), call.caller.within)
+            lambda connection: cases.get(
+                connection,
+                invocation_id,
+                time.time(),
+                call.caller.within,
+                draining=call.plane.scheduler.draining,
+            )
         )
         over = decide.is_final(found.status) and found.terminated
         return found.revision != known or over, found
@@ -86,6 +92,7 @@ async def page(call: Call) -> wire.InvocationList:
             status=call.query("status"),
             in_flight=call.flag("in_flight"),
             offset=call.query("offset"),
+            draining=call.plane.scheduler.draining,
         )
     )
 
@@ -94,7 +101,9 @@ async def detail(call: Call) -> wire.InvocationDetail:
     """GET /v1/invocations/{id}/detail"""
     invocation_id = call.path("id")
     return await call.plane.store.read(
-        lambda connection: cases.detail(connection, invocation_id, time.time())
+        lambda connection: cases.detail(
+            connection, invocation_id, time.time(), draining=call.plane.scheduler.draining
+        )
     )
 
 

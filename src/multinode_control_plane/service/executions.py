@@ -79,14 +79,9 @@ def tick(tx: Transaction, context: Context, *, draining: bool, timers: bool = Tr
         _release_due(tx)
         _end_overdue(tx)
         _stop_overdue_workers(tx)
-    waiting = _candidates(tx, context, draining)
-    if waiting:
-        whole_cpu = context.settings.capacity.cpu
-        rows_by_seq = {candidate.seq: row for candidate, row in waiting}
-        for admitted in decide.admit(
-            [candidate for candidate, _ in waiting], _room(tx, context.settings), whole_cpu
-        ):
-            _request_worker(tx, context, rows_by_seq[admitted.seq])
+    # What a running function may wait for runs also where nothing else does: that function would never end.
+    if draining or not _admit(tx, context, _OLDEST):
+        _admit(tx, context, _OLDEST_CHILDREN, overtaking=True)
     if timers:
         next_at = next_timer(tx.connection)
         if next_at is not None:
@@ -130,6 +125,25 @@ _USED = sa.select(sa.func.sum(workers.c.cpu), sa.func.sum(workers.c.memory_mib))
 )
 
 
+def _admit(
+    tx: Transaction, context: Context, query: sa.Select[Any], *, overtaking: bool = False
+) -> bool:
+    """Requests workers for those that ``query`` finds, while there is room; whether there was for all."""
+    waiting = _candidates(tx, context, query)
+    if not waiting:
+        return True
+    rows_by_seq = {candidate.seq: row for candidate, row in waiting}
+    admitted = decide.admit(
+        [candidate for candidate, _ in waiting],
+        _room_left(tx, context),
+        _whole_room(context),
+        overtaking=overtaking,
+    )
+    for candidate in admitted:
+        _request_worker(tx, context, rows_by_seq[candidate.seq])
+    return len(admitted) == len(waiting)
+
+
 def next_timer(connection: sa.Connection) -> float | None:
     """When the next delay, queue timeout or worker's deadline is over; three looks into ordered indexes."""
     found = [connection.execute(query).scalar() for query in _NEXT_TIMERS]
@@ -154,18 +168,16 @@ def _stop_overdue_workers(tx: Transaction) -> None:
 
 
 def _candidates(
-    tx: Transaction, context: Context, draining: bool
+    tx: Transaction, context: Context, query: sa.Select[Any]
 ) -> list[tuple[decide.Waiting, Row]]:
     """The oldest ready invocations of each queue, as many as it has free slots."""
-    # What a running function waits for must run while draining too, or the function would never end.
-    query = _OLDEST_CHILDREN if draining else _OLDEST
     found = []
     for queue in tx.connection.execute(_OPEN_QUEUES).all():
         own = {"project": queue.project, "function": queue.function}
         slots = queue.max_concurrency - queue.workers
         for row in tx.connection.execute(query, {**own, "slots": slots}):
             settings = _settings(tx, context, row)
-            waiting = decide.Waiting(row.seq, settings.cpu, settings.memory_mib)
+            waiting = decide.Waiting(row.seq, decide.Room(settings.cpu, settings.memory_mib))
             found.append((waiting, row))
     return found
 
@@ -178,16 +190,21 @@ def _settings(tx: Transaction, context: Context, row: Row) -> wire.FunctionSetti
     return _version(tx, context, row).function(row.function).settings
 
 
-def _room(tx: Transaction, settings: Settings) -> decide.Room:
+def _whole_room(context: Context) -> decide.Room:
+    capacity = context.settings.capacity
+    return decide.Room(capacity.cpu, capacity.memory_mib)
+
+
+def _room_left(tx: Transaction, context: Context) -> decide.Room:
     cpu, memory_mib = tx.connection.execute(_USED).one()
-    capacity = settings.capacity
-    return decide.Room(capacity.cpu - float(cpu or 0), capacity.memory_mib - int(memory_mib or 0))
+    return _whole_room(context).less(decide.Room(float(cpu or 0), int(memory_mib or 0)))
 
 
 def _request_worker(tx: Transaction, context: Context, row: Row) -> None:
     """Notes the intent to make a worker for the invocation, and has it made after the commit."""
     version = _version(tx, context, row)
     settings = version.function(row.function).settings
+    taken = decide.Room(settings.cpu, settings.memory_mib).within(_whole_room(context))
     execution_id, worker_id = model.new_id("exe"), model.new_id("wrk")
     claim_code = secrets.token_urlsafe(32)
     statements.insert(
@@ -213,8 +230,8 @@ def _request_worker(tx: Transaction, context: Context, row: Row) -> None:
             "function": row.function,
             "version_id": row.version_id,
             "state": model.REQUESTED,
-            "cpu": min(settings.cpu, context.settings.capacity.cpu),
-            "memory_mib": settings.memory_mib,
+            "cpu": taken.cpu,
+            "memory_mib": taken.memory_mib,
             "claim_code_hash": hash_secret(claim_code),
             "deadline_at": tx.now + settings.start_timeout_s,
             "created_at": tx.now,

@@ -153,10 +153,16 @@ def _parent_is_cancelled(tx: Transaction, project: str, parent_id: str | None) -
 
 
 def get(
-    connection: sa.Connection, invocation_id: str, now: float, within: str | None
+    connection: sa.Connection,
+    invocation_id: str,
+    now: float,
+    within: str | None,
+    *,
+    draining: bool = False,
 ) -> wire.InvocationInfo:
     """The invocation as it is now."""
-    return rows.info(connection, rows.invocation(connection, invocation_id, within=within), now)
+    row = rows.invocation(connection, invocation_id, within=within)
+    return rows.info(connection, row, now, draining=draining)
 
 
 def ended(
@@ -213,6 +219,7 @@ def page(
     status: str | None,
     in_flight: bool,
     offset: str | None,
+    draining: bool = False,
 ) -> wire.InvocationList:
     """A page of invocations, newest first."""
     query = sa.select(invocations).order_by(invocations.c.seq.desc()).limit(PAGE_SIZE + 1)
@@ -241,7 +248,7 @@ def page(
     found = list(connection.execute(query))
     following = str(found[PAGE_SIZE].seq) if len(found) > PAGE_SIZE else None
     return wire.InvocationList(
-        [rows.item(connection, row, now) for row in found[:PAGE_SIZE]], following
+        [rows.item(connection, row, now, draining=draining) for row in found[:PAGE_SIZE]], following
     )
 
 
@@ -340,7 +347,9 @@ def retry(
     )
 
 
-def detail(connection: sa.Connection, invocation_id: str, now: float) -> wire.InvocationDetail:
+def detail(
+    connection: sa.Connection, invocation_id: str, now: float, *, draining: bool = False
+) -> wire.InvocationDetail:
     """The invocation with its input, and each of its attempts."""
     row = rows.invocation(connection, invocation_id)
     found = connection.execute(
@@ -356,7 +365,9 @@ def detail(connection: sa.Connection, invocation_id: str, now: float) -> wire.In
         .order_by(executions.c.created_at)
     )
     return wire.InvocationDetail(
-        rows.info(connection, row, now), row.input, [_execution_info(item) for item in found]
+        rows.info(connection, row, now, draining=draining),
+        row.input,
+        [_execution_info(item) for item in found],
     )
 
 

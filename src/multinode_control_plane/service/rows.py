@@ -149,7 +149,9 @@ def live_worker(connection: sa.Connection, invocation_id: str) -> Row | None:
     return connection.execute(_LIVE_WORKER, {"id": invocation_id}).first()
 
 
-def reason(connection: sa.Connection, row: Row, now: float) -> tuple[str | None, bool]:
+def reason(
+    connection: sa.Connection, row: Row, now: float, *, draining: bool
+) -> tuple[str | None, bool]:
     """Why it is pending (None where it is not), and whether its worker is unreachable."""
     if decide.is_final(row.status):
         return None, False
@@ -165,6 +167,7 @@ def reason(connection: sa.Connection, row: Row, now: float) -> tuple[str | None,
         worker_state=worker.state if worker is not None and row.waiting is None else None,
         slots_used=queue.workers,
         max_concurrency=queue.max_concurrency,
+        held_back=draining and row.parent_id is None,
     )
     return decide.pending_reason(facts, now), False
 
@@ -174,9 +177,11 @@ def error_of(plain: Any) -> wire.FunctionError | None:
     return None if plain is None else wire.from_plain(wire.FunctionError, plain)
 
 
-def info(connection: sa.Connection, row: Row, now: float) -> wire.InvocationInfo:
-    """The invocation as clients see it."""
-    pending, unreachable = reason(connection, row, now)
+def info(
+    connection: sa.Connection, row: Row, now: float, *, draining: bool = False
+) -> wire.InvocationInfo:
+    """The invocation as clients see it. ``draining``: the control plane makes no new workers, but for children."""
+    pending, unreachable = reason(connection, row, now, draining=draining)
     return wire.InvocationInfo(
         invocation_id=row.invocation_id,
         project=row.project,
@@ -199,9 +204,11 @@ def info(connection: sa.Connection, row: Row, now: float) -> wire.InvocationInfo
     )
 
 
-def item(connection: sa.Connection, row: Row, now: float) -> wire.InvocationItem:
+def item(
+    connection: sa.Connection, row: Row, now: float, *, draining: bool = False
+) -> wire.InvocationItem:
     """The invocation as a line of a list."""
-    pending, unreachable = reason(connection, row, now)
+    pending, unreachable = reason(connection, row, now, draining=draining)
     return wire.InvocationItem(
         invocation_id=row.invocation_id,
         project=row.project,

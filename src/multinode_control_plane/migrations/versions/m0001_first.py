@@ -138,6 +138,14 @@ def upgrade() -> None:
         postgresql_where=sa.text("waiting = 'ready'"),
     )
     op.create_index(
+        "invocations_ready_children",
+        "invocations",
+        ["project", "function", "seq"],
+        unique=False,
+        sqlite_where=sa.text("waiting = 'ready' AND parent_id IS NOT NULL"),
+        postgresql_where=sa.text("waiting = 'ready' AND parent_id IS NOT NULL"),
+    )
+    op.create_index(
         "invocations_request",
         "invocations",
         ["request_key"],
