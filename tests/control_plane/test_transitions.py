@@ -182,6 +182,10 @@ class TestPending:
         bench.skew_s = 11
         bench.tick()
         assert bench.stopped == [worker_id]
+        bench.gone(bench.worker(invocation_id), detail="killed by signal 9")
+        assert bench.info(invocation_id).pending_reason.startswith(
+            "worker could not be made: it was not ready within its start_timeout of 10 s (next try"
+        )
 
 
 class TestRetries:

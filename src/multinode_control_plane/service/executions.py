@@ -558,7 +558,7 @@ def _worker_ends(tx: Transaction, context: Context, end: WorkerEnd) -> None:
     execution = statements.one(tx.connection, executions, execution_id=worker.execution_id)
     row = rows.invocation(tx.connection, worker.invocation_id)
     if execution.state == model.STARTING:
-        _try_again(tx, row, execution, end)
+        _try_again(tx, row, execution, _why_not_made(tx, context, row, worker, end))
     elif execution.state == model.STARTED:
         error = wire.FunctionError(f"worker lost: {end.detail or 'it ended without a report'}")
         lost = wire.ExecutionEnd("lost", error=error, exit_code=end.exit_code, signal=end.signal)
@@ -567,9 +567,16 @@ def _worker_ends(tx: Transaction, context: Context, end: WorkerEnd) -> None:
     tx.wake()
 
 
-def _try_again(tx: Transaction, row: Row, execution: Row, end: WorkerEnd) -> None:
+def _why_not_made(tx: Transaction, context: Context, row: Row, worker: Row, end: WorkerEnd) -> str:
+    # Only a claim clears the deadline, and `_stop_overdue_workers`: then it was we who killed it.
+    if worker.deadline_at is None:
+        limit_s = _settings(tx, context, row).start_timeout_s
+        return f"it was not ready within its start_timeout of {limit_s:g} s"
+    return end.detail or "it ended before it was ready"
+
+
+def _try_again(tx: Transaction, row: Row, execution: Row, why: str) -> None:
     """A worker that never claimed has started nothing: another one, after a while that doubles."""
-    why = end.detail or "it ended before it was ready"
     error = wire.FunctionError(f"worker could not be made: {why}")
     _end_execution(tx, execution, wire.ExecutionEnd("lost", error=error))
     due_at = tx.now + decide.not_made_delay(row.not_made)
