@@ -25,7 +25,7 @@
     │   └── NotEnded                        an invocation that has no result yet
     ├── AccessError
     │   ├── NotLoggedIn                     no credentials, or a key that is wrong or revoked
-    │   └── NotAllowed                      a key whose role does not permit this, or a foreign Host header
+    │   └── NotAllowed                      a key whose role does not permit this, or a foreign Host
     ├── ControlPlaneError
     │   ├── ControlPlaneUnreachable         no answer within MULTINODE_RETRY_SECONDS
     │   ├── UnexpectedAnswer                something that is no Multinode control plane answered
@@ -258,7 +258,7 @@ class NotLoggedIn(AccessError):
 
 
 class NotAllowed(AccessError):
-    """The key's role or the token does not permit this, or the Host header is foreign."""
+    """The key's role or the token does not permit this, or the Host or Origin header is foreign."""
 
     code = "not_allowed"
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
+import stat
+from pathlib import Path
 
 import pytest
 from tests.acceptance.product import Product
@@ -98,6 +101,28 @@ def test_a_cancelled_function_cleans_up(product, tmp_path):
     product.run("cancel", invocation_id)
     product.run("logs", invocation_id, "--follow")
     assert marker.read_text() == "cleaned up"
+
+
+def test_other_users_of_the_machine_and_web_pages_are_outside(product):
+    home = product.folder / "home"
+    for name in ("server", "server.json", "server/local.json", "server/secret.key"):
+        assert stat.S_IMODE((home / name).stat().st_mode) & 0o077 == 0, name
+    known = json.loads((home / "server.json").read_text())
+    address = known["url"].removeprefix("http://")
+    right = {"Authorization": f"Bearer {known['key']}"}
+    for headers, status in (
+        (right, 200),
+        ({}, 401),
+        ({"Authorization": "Bearer mnk_guess"}, 401),
+        ({**right, "Host": "evil.example"}, 403),
+        ({**right, "Origin": "http://evil.example"}, 403),
+    ):
+        connection = http.client.HTTPConnection(address, timeout=10)
+        connection.request("GET", "/v1/projects", headers=headers)
+        assert connection.getresponse().status == status, headers
+        connection.close()
+    command_line = Path(f"/proc/{known['pid']}/cmdline")
+    assert not command_line.exists() or known["key"] not in command_line.read_text()
 
 
 @pytest.mark.parametrize(

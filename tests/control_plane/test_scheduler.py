@@ -10,6 +10,7 @@ from tests.control_plane.told_plane import Plane, on_plane
 
 from multinode import wire
 from multinode.errors import StorageFull
+from multinode_control_plane.service import invocations
 
 
 def test_a_timer_that_is_hours_away_is_set_again_each_hour(tmp_path: Path) -> None:
@@ -59,6 +60,30 @@ def test_a_worker_that_its_runner_does_not_know_is_gone_once_it_is_stopped(tmp_p
 
         await plane.until(is_tried_again)
         assert plane.runner.stops
+
+    on_plane(tmp_path, test)
+
+
+def test_a_worker_that_is_being_made_when_it_is_cancelled_is_stopped_once_it_is_there(
+    tmp_path: Path,
+) -> None:
+    async def test(plane: Plane) -> None:
+        plane.runner.may_start.clear()
+        await plane.deploy()
+        invocation_id = await plane.start()
+        launch = await plane.launched()
+        await plane.store.write(lambda tx: invocations.cancel(tx, [invocation_id]))
+        info = await plane.info(invocation_id)
+        assert (info.status, info.terminated) == (wire.CANCELLED, False)
+        assert plane.runner.stops == []
+        plane.runner.may_start.set()
+
+        async def is_over() -> bool:
+            return (await plane.info(invocation_id)).terminated
+
+        await plane.until(is_over)
+        assert plane.runner.stops == [launch.worker_id]
+        assert plane.runner.living == set()
 
     on_plane(tmp_path, test)
 
