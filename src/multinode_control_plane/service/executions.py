@@ -91,12 +91,14 @@ def tick(tx: Transaction, context: Context, *, draining: bool, timers: bool = Tr
 # The conditions are written as the partial indexes have them, so that these are used.
 _DELAYED: sa.ColumnElement[bool] = sa.literal_column("invocations.waiting = 'delayed'")
 _READY: sa.ColumnElement[bool] = sa.literal_column("invocations.waiting = 'ready'")
+# While a worker is only requested, its runner bounds how long the making may take.
+_HAS_DEADLINE = sa.and_(workers.c.deadline_at.is_not(None), workers.c.state != model.REQUESTED)
 _NEXT_TIMERS = (
     sa.select(sa.func.min(invocations.c.due_at)).where(_DELAYED),
     sa.select(sa.func.min(invocations.c.queue_deadline_at)).where(
         invocations.c.queue_deadline_at.is_not(None)
     ),
-    sa.select(sa.func.min(workers.c.deadline_at)).where(workers.c.deadline_at.is_not(None)),
+    sa.select(sa.func.min(workers.c.deadline_at)).where(_HAS_DEADLINE),
 )
 _DUE = sa.select(invocations).where(_DELAYED, invocations.c.due_at <= sa.bindparam("now"))
 _OVERDUE = sa.select(invocations).where(
@@ -104,7 +106,7 @@ _OVERDUE = sa.select(invocations).where(
     invocations.c.queue_deadline_at <= sa.bindparam("now"),
 )
 _OVERDUE_WORKERS = sa.select(workers).where(
-    workers.c.deadline_at.is_not(None), workers.c.deadline_at <= sa.bindparam("now")
+    _HAS_DEADLINE, workers.c.deadline_at <= sa.bindparam("now")
 )
 _OPEN_QUEUES = sa.select(queues).where(
     sa.literal_column("queues.ready > 0"), queues.c.workers < queues.c.max_concurrency
@@ -237,7 +239,6 @@ def _request_worker(tx: Transaction, context: Context, row: Row) -> None:
             "created_at": tx.now,
         },
     )
-    tx.after_commit(SetTimer(tx.now + settings.start_timeout_s))
     rows.count(tx, row.project, row.function, workers=1)
     rows.move(tx, row, wire.PENDING, waiting=None, pending_note=None)
     names = version.row.dotenv_names
@@ -256,8 +257,10 @@ def _request_worker(tx: Transaction, context: Context, row: Row) -> None:
 
 
 def worker_accepted(tx: Transaction, worker_id: str) -> None:
-    """The runner has made the worker."""
-    tx.connection.execute(_ACCEPT, {"id": worker_id, "now": tx.now})
+    """The runner has made the worker: from now on its start_timeout counts."""
+    deadline_at = tx.connection.execute(_ACCEPT, {"id": worker_id, "now": tx.now}).scalar()
+    if deadline_at is not None:
+        tx.after_commit(SetTimer(deadline_at))
 
 
 _ACCEPT = (
@@ -266,7 +269,15 @@ _ACCEPT = (
     .values(
         accepted_at=sa.bindparam("now"),
         state=sa.case((workers.c.state == model.REQUESTED, model.ACCEPTED), else_=workers.c.state),
+        deadline_at=sa.case(
+            (
+                workers.c.state == model.REQUESTED,
+                workers.c.deadline_at + (sa.bindparam("now") - workers.c.created_at),
+            ),
+            else_=workers.c.deadline_at,
+        ),
     )
+    .returning(workers.c.deadline_at)
 )
 
 
