@@ -5,15 +5,14 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
+from tests import command_tree
 
 from multinode import Function, Multinode, errors, wire
-from multinode_cli.commands import load
+from multinode_cli.commands import root
 from multinode_control_plane.api.routes import ENDPOINTS
 from multinode_control_plane.settings import parser
 
@@ -59,16 +58,6 @@ def first_column(text: str) -> set[str]:
 # --- commands ---
 
 
-def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Each command of the application with its words."""
-    group = typer.main.get_command(load([])) if group is None else group
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from commands(command, (*path, name))
-        else:
-            yield " ".join((*path, name)), command
-
-
 def options(command: Any) -> set[str]:
     return {
         name
@@ -78,7 +67,7 @@ def options(command: Any) -> set[str]:
     }
 
 
-COMMANDS = dict(commands())
+COMMANDS = command_tree.commands()
 
 
 def test_the_walk_finds_the_commands() -> None:
@@ -103,9 +92,8 @@ def test_no_command_is_described_that_does_not_exist() -> None:
 
 def test_the_options_of_each_command_are_described_once() -> None:
     top = page("commands.md").partition("\n### ")[0]
-    root = typer.main.get_command(load([]))
     assert first_column(top) >= EVERYWHERE
-    for option in options(root) - EVERYWHERE:
+    for option in options(root()) - EVERYWHERE:
         assert f"`{option}`" in top
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tests import command_tree
 from tests.cli.scripted_control_plane import (
     LATER,
     NOW,
@@ -455,21 +456,11 @@ def test_doctor_changes_nothing_and_names_cures(cli, plane):
     assert (states["Python"], states["credentials"], states["clock"]) == ("ok", "ok", "FAIL")
 
 
-def test_every_command_has_help_with_an_example(cli):
-    import typer
-
-    from multinode_cli.commands import load
-
-    def walk(command, words):
-        for name, below in getattr(command, "commands", {}).items():
-            yield from walk(below, [*words, name])
-        if not hasattr(command, "commands"):
-            yield words, command
-
-    found = list(walk(typer.main.get_command(load([])), []))
+def test_every_command_has_help_with_an_example():
+    found = command_tree.commands()
     assert len(found) >= 28
-    for words, command in found:
-        assert f"Example: multinode {' '.join(words)}" in command.help, words
+    for words, command in found.items():
+        assert f"Example: multinode {words}" in command.help, words
         assert {"--profile", "--debug"} <= {
             option for item in command.params for option in item.opts
         }

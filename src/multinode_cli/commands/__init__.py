@@ -1,32 +1,20 @@
 """The commands. Each returns an ``Answer``; ``frame`` makes it a Typer command and prints it.
 
-A command's module is imported only when that command, or everybody's ``--help``, is asked for.
+A command's module is imported only when that command is used: ``all_commands`` knows the names.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
 import typer
 
 from multinode.errors import EXIT_CODE, InputError, MultinodeError
+from multinode_cli.commands.all_commands import AllCommands
 from multinode_cli.console import Console
 from multinode_cli.errors import INTERRUPTED, Interrupted, exit_code
 from multinode_cli.settings import read_settings
-
-_MODULES = {
-    "starting": ("init",),
-    "releasing": ("check", "deploy", "upgrade"),
-    "projects": ("undeploy", "list", "describe", "rollback"),
-    "invoking": ("invoke", "run"),
-    "invocations": ("ps", "logs", "result", "cancel", "retry"),
-    "server": ("server",),
-    "access": ("login", "logout", "profile", "key"),
-    "doctor": ("doctor",),
-}
-"""Each module with the commands that it defines, in the order in which ``--help`` lists them."""
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """Typer's UsageError, which some releases take from click and others bring along."""
@@ -60,15 +48,15 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
-    command = typer.main.get_command(load(words))
-    outcome = command.main(words, prog_name="multinode", standalone_mode=False)
+    outcome = root().main(words, prog_name="multinode", standalone_mode=False)
     return outcome if isinstance(outcome, int) else 0
 
 
-def load(words: Sequence[str]) -> typer.Typer:
-    """The application, with the module of the command that ``words`` begin with, else with all of them."""
+def root() -> AllCommands:
+    """The ``multinode`` command."""
     app = typer.Typer(
         name="multinode",
+        cls=AllCommands,
         help="Run Python functions somewhere else: on a laptop, a server, or in your own AWS account.",
         epilog="Start with: multinode init hello && cd hello && multinode deploy",
         rich_markup_mode=None,  # plain help: no wait for Rich's import
@@ -77,11 +65,9 @@ def load(words: Sequence[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_global_options)
-    first = words[0] if words else ""
-    chosen = [module for module, commands in _MODULES.items() if first in commands]
-    for module in chosen or _MODULES:
-        import_module(f"multinode_cli.commands.{module}").commands.add_to(app)
-    return app
+    made = typer.main.get_command(app)
+    assert isinstance(made, AllCommands)
+    return made
 
 
 def _global_options(

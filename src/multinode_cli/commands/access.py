@@ -27,7 +27,8 @@ DEFAULT_PROFILE = "default"
 def login(
     session: Session,
     url: Annotated[
-        str | None, typer.Argument(help="URL of the control plane.", show_default=False)
+        str | None,
+        typer.Argument(metavar="URL", help="URL of the control plane.", show_default=False),
     ] = None,
     key_stdin: Annotated[
         bool, typer.Option("--key-stdin", help="Read the key from stdin.")
@@ -91,7 +92,8 @@ def list_profiles(session: Session) -> Answer:
 
 @_profile.add("use")
 def use_profile(
-    session: Session, name: Annotated[str, typer.Argument(help="The profile.", show_default=False)]
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The profile.", show_default=False)],
 ) -> Answer:
     """Make a profile the current one.
 
@@ -107,8 +109,12 @@ def use_profile(
 @_key.add("create")
 def create_key(
     session: Session,
-    name: Annotated[str, typer.Argument(help="A name for the key.", show_default=False)],
-    role: Annotated[str, typer.Option("--role", help="admin, deploy, invoke or read.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A name for the key.", show_default=False)
+    ],
+    role: Annotated[
+        str, typer.Option("--role", metavar="ROLE", help="admin, deploy, invoke or read.")
+    ],
 ) -> Answer:
     """Make an API key and print it. It is shown this once, and stored hashed.
 
@@ -152,7 +158,9 @@ def list_keys(session: Session) -> Answer:
 @_key.add("revoke")
 def revoke_key(
     session: Session,
-    name: Annotated[str, typer.Argument(help="The key's name.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The key's name.", show_default=False)
+    ],
 ) -> Answer:
     """Revoke a key, from now on.
 

@@ -7,18 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multinode.client import Client
 from multinode.errors import MultinodeError
 from multinode.settings import Connection, retry_s
-from multinode_cli.commands import local_server
+from multinode_cli.commands.plain_values import PlainCommand, PlainGroup
 from multinode_cli.console import Console
 from multinode_cli.errors import exit_code
 from multinode_cli.settings import COMMAND_RETRY_S, Settings, read_settings
 from multinode_cli.tasks_folder import ProjectFile, read_project_file
+
+if TYPE_CHECKING:
+    from multinode.client import Client
 
 
 class Session:
@@ -38,6 +40,8 @@ class Session:
         """The control plane; starts the local one where nobody has logged in and none runs."""
         profile = self.project_file.profile
         if profile is None and self.settings.is_logged_out():
+            from multinode_cli.commands import local_server  # lazy: start-up time
+
             server = local_server.ensure(self.settings, self.console)
             return Connection(server.url, server.key, COMMAND_RETRY_S, "the local control plane")
         return self.settings.connection(profile)
@@ -45,11 +49,15 @@ class Session:
     @cached_property
     def client(self) -> Client:
         """The client of the control plane; gives up soon when that is away."""
+        from multinode.client import Client  # lazy: `--help` and `init` need none
+
         return Client(self.connection.url, self.connection.key, retry_s=self.connection.retry_s)
 
     @cached_property
     def patient_client(self) -> Client:
         """A client that waits for a control plane that is away as long as the SDK does."""
+        from multinode.client import Client  # lazy, as above
+
         patience_s = retry_s(self.settings.environ)
         return Client(self.connection.url, self.connection.key, retry_s=patience_s)
 
@@ -113,11 +121,17 @@ class Commands:
             text = (inspect.getdoc(function) or "").replace("Example:", "\b\nExample:")
             context = {"ignore_unknown_options": takes_dashes}
             summary = text.partition("\n")[0]
-            command = app.command(name, help=text, short_help=summary, context_settings=context)
+            command = app.command(
+                name, cls=PlainCommand, help=text, short_help=summary, context_settings=context
+            )
             command(_framed(function, has_json=has_json))
         for group in self._groups:
             below = typer.Typer(
-                name=group._group, help=group._help, no_args_is_help=True, rich_markup_mode=None
+                name=group._group,
+                cls=PlainGroup,
+                help=group._help,
+                no_args_is_help=True,
+                rich_markup_mode=None,
             )
             group.add_to(below)
             app.add_typer(below)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Annotated
-from uuid import uuid4
 
 import typer
 
@@ -23,9 +22,9 @@ from multinode.wire import (
     to_plain,
 )
 from multinode_cli.commands import names
-from multinode_cli.commands.following import LineJoiner
 from multinode_cli.commands.frame import Answer, Commands, Session
 from multinode_cli.commands.names import FunctionName, InvocationId, ProjectName, VersionId
+from multinode_cli.commands.plain_values import whole_number
 from multinode_cli.commands.shown import age, between, counted, failure, invocation_data, value_text
 from multinode_cli.console import Console
 
@@ -34,7 +33,7 @@ commands = Commands()
 _MAX_PAGES = 20
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _Invocation = Annotated[
-    str | None, typer.Argument(metavar="[INVOCATION]", help="The id, inv-….", show_default=False)
+    str | None, typer.Argument(metavar="INVOCATION", help="The id, inv-….", show_default=False)
 ]
 
 
@@ -48,7 +47,7 @@ def ps(
     function_name: FunctionName = None,
     version_id: VersionId = None,
     status: Annotated[
-        str | None, typer.Option("--status", help="Only those in this status.")
+        str | None, typer.Option("--status", metavar="STATUS", help="Only those in this status.")
     ] = None,
 ) -> Answer:
     """List the invocations in flight, with why a pending one is not running.
@@ -118,12 +117,15 @@ def logs(
     session: Session,
     invocation: _Invocation = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
-    tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="Lines to begin with.")] = 100,
+    tail: Annotated[
+        str, typer.Option("--tail", "-n", metavar="NUMBER", help="Lines to begin with.")
+    ] = "100",
     since: Annotated[
-        str | None, typer.Option("--since", help="Only what is younger, e.g. 30s, 10m, 2h.")
+        str | None,
+        typer.Option("--since", metavar="SPAN", help="Only what is younger, e.g. 30s, 10m, 2h."),
     ] = None,
     attempt: Annotated[
-        int | None, typer.Option("--attempt", min=1, help="Only this attempt.")
+        str | None, typer.Option("--attempt", metavar="NUMBER", help="Only this attempt.")
     ] = None,
     timestamps: Annotated[
         bool, typer.Option("--timestamps", "-t", help="Put the time before each line.")
@@ -139,9 +141,9 @@ def logs(
         "invocations",
         name,
         "logs",
-        tail=tail,
+        tail=whole_number(tail, "--tail", least=0),
         since_s=None if since is None else _span_s(since),
-        attempt=attempt,
+        attempt=None if attempt is None else whole_number(attempt, "--attempt", least=1),
         follow=follow or None,
     )
     client = session.patient_client if follow else session.client
@@ -163,6 +165,8 @@ def _print_records(console: Console, records: Iterator[LogRecord], *, has_times:
             if record.stream == "system" and not record.text.endswith("\n"):
                 console.raw("\n")
         return
+    from multinode_cli.commands.following import LineJoiner  # lazy: start-up time
+
     joiner = LineJoiner()
     for record in records:
         for line in joiner.take(record):
@@ -220,7 +224,7 @@ def cancel(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[INVOCATION]... | FUNCTION --all", help="What to cancel.", show_default=False
+            metavar="INVOCATION | FUNCTION --all", help="What to cancel.", show_default=False
         ),
     ] = None,
     everything: Annotated[
@@ -280,6 +284,8 @@ def retry(
 
     Example: multinode retry inv-…
     """
+    from uuid import uuid4  # lazy: start-up time
+
     name = names.invocation_id(invocation, invocation_id)
     answer = session.client.call(
         StartAnswer, "POST", path_of("invocations", name, "retry", request_key=uuid4().hex)

@@ -40,7 +40,7 @@ _Function = Annotated[
 _Words = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[ARG]... [NAME=VALUE]...",
+        metavar="ARG | NAME=VALUE",
         help="JSON where it parses as such, else text.",
         show_default=False,
     ),

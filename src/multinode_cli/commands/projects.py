@@ -21,7 +21,7 @@ from multinode.wire import (
     VersionItem,
     to_plain,
 )
-from multinode_cli.commands import invocation_timeline, names
+from multinode_cli.commands import names
 from multinode_cli.commands.frame import Answer, Commands, Session
 from multinode_cli.commands.names import FunctionName, InvocationId, ProjectName, VersionId
 from multinode_cli.commands.shown import age, between, counted, invocation_data, settings_text
@@ -40,7 +40,10 @@ def undeploy(
     project: Annotated[
         str | None,
         typer.Argument(
-            help="The project.", autocompletion=names.complete_project, show_default=False
+            metavar="PROJECT",
+            help="The project.",
+            autocompletion=names.complete_project,
+            show_default=False,
         ),
     ] = None,
     project_name: ProjectName = None,
@@ -111,12 +114,16 @@ def rollback(
     project: Annotated[
         str | None,
         typer.Argument(
-            help="The project.", autocompletion=names.complete_project, show_default=False
+            metavar="PROJECT",
+            help="The project.",
+            autocompletion=names.complete_project,
+            show_default=False,
         ),
     ] = None,
     version: Annotated[
         str | None,
         typer.Argument(
+            metavar="VERSION",
             help="Id or number of the version; the one before the latest without it.",
             show_default=False,
         ),
@@ -145,7 +152,7 @@ def describe(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROJECT[/FUNCTION][@VERSION] | INVOCATION]",
+            metavar="PROJECT[/FUNCTION][@VERSION] | INVOCATION",
             help="What to describe; the project here without it.",
             autocompletion=names.complete_function,
             show_default=False,
@@ -177,6 +184,8 @@ def describe(
 
 
 def _describe_invocation(session: Session, name: str) -> Answer:
+    from multinode_cli.commands import invocation_timeline  # lazy: `list` does without
+
     detail = session.client.call(InvocationDetail, "GET", path_of("invocations", name, "detail"))
     data = {
         **invocation_data(detail.invocation),

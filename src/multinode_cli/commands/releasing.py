@@ -20,9 +20,9 @@ from multinode_cli.errors import Interrupted
 commands = Commands()
 
 _Directory = Annotated[
-    Path | None,
+    str | None,
     typer.Argument(
-        metavar="[TASKS_DIR]", help="The tasks folder, or a folder above it.", show_default=False
+        metavar="TASKS_DIR", help="The tasks folder, or a folder above it.", show_default=False
     ),
 ]
 _Plan = Annotated[bool, typer.Option("--plan", help="Show what would change, and change nothing.")]
@@ -42,7 +42,7 @@ _StrictPython = Annotated[
 class _Options:
     """What ``deploy`` and ``upgrade`` are told."""
 
-    directory: Path | None
+    directory: str | None
     project_name: str | None
     create: bool
     plan: bool
@@ -56,7 +56,7 @@ def check(session: Session, tasks_dir: _Directory = None) -> Answer:
 
     Example: multinode check
     """
-    checked = release.check(release.read(tasks_dir or Path.cwd()))
+    checked = release.check(release.read(Path(tasks_dir or Path.cwd())))
     notice = checked.source.project_file.environment.notice
     data = {
         "functions": checked.functions,
@@ -108,7 +108,7 @@ def upgrade(
 
 
 def _release(session: Session, options: _Options) -> Answer:
-    source = release.read(options.directory or Path.cwd())
+    source = release.read(Path(options.directory or Path.cwd()))
     name = release.project_name(source.project_file, options.project_name)
     checked = release.check(source)
     notice = source.project_file.environment.notice

@@ -24,18 +24,31 @@ commands = Commands()
 _server = commands.group("server", "Start, stop and look at the local control plane.")
 
 _Runner = Annotated[
-    str | None, typer.Option("--runner", help="auto, process, docker or ecs (MULTINODE_RUNNER).")
+    str | None,
+    typer.Option(
+        "--runner",
+        metavar="NAME",
+        help="auto or process; this release has no other (MULTINODE_RUNNER).",
+    ),
 ]
 _Database = Annotated[
     str | None, typer.Option("--database", metavar="URL", help="The store (MULTINODE_DATABASE).")
 ]
-_Host = Annotated[str | None, typer.Option("--host", help="Address to listen on (MULTINODE_HOST).")]
+_Host = Annotated[
+    str | None,
+    typer.Option("--host", metavar="ADDRESS", help="Address to listen on (MULTINODE_HOST)."),
+]
 _Port = Annotated[
-    int | None, typer.Option("--port", help="Port; 0 is any free one (MULTINODE_PORT).")
+    str | None,
+    typer.Option("--port", metavar="NUMBER", help="Port; 0 is any free one (MULTINODE_PORT)."),
 ]
 _DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="Folder of everything that is stored (MULTINODE_DATA_DIR)."),
+    str | None,
+    typer.Option(
+        "--data-dir",
+        metavar="DIR",
+        help="Folder of everything that is stored (MULTINODE_DATA_DIR).",
+    ),
 ]
 _WorkerUrl = Annotated[
     str | None,
@@ -45,7 +58,11 @@ _WorkerUrl = Annotated[
 ]
 _Capacity = Annotated[
     str | None,
-    typer.Option("--capacity", help="Room for workers, cpu=4,memory=8GiB (MULTINODE_CAPACITY)."),
+    typer.Option(
+        "--capacity",
+        metavar="ROOM",
+        help="Room for workers, cpu=4,memory=8GiB (MULTINODE_CAPACITY).",
+    ),
 ]
 _AllowProcess = Annotated[
     bool,
@@ -66,11 +83,11 @@ _AllowedHosts = Annotated[
 
 def _options(
     *,
-    data_dir: Path | None,
+    data_dir: str | None,
     allow_process: bool,
-    **given: str | int | None,
+    **given: str | None,
 ) -> list[str]:
-    values = {**given, "data_dir": data_dir.absolute() if data_dir else None}
+    values = {**given, "data_dir": Path(data_dir).absolute() if data_dir else None}
     options = [
         f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None
     ]

@@ -6,7 +6,6 @@ import json
 from datetime import datetime, timezone
 from typing import Any
 
-from multinode.codec import plain
 from multinode.errors import (
     InvocationFailedError,
     MultinodeError,
@@ -29,12 +28,16 @@ def invocation_data(invocation: InvocationInfo | InvocationItem) -> dict[str, An
     data: dict[str, Any] = to_plain(invocation)
     data.pop("revision", None)
     if isinstance(invocation, InvocationInfo):
+        from multinode.codec import plain  # lazy: `list` and `ps` show no results
+
         data["result"] = None if invocation.result is None else plain(invocation.result)
     return data
 
 
 def value_text(text: str | None) -> str:
     """A result or value for a terminal: texts as they are, everything else as JSON."""
+    from multinode.codec import plain  # lazy, as above
+
     value = None if text is None else plain(text)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 

@@ -32,10 +32,10 @@ _FIRST_CALLS = {
 def init(
     session: Session,
     directory: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="The project's folder.", show_default=False)
-    ] = Path(),
+        str, typer.Argument(metavar="DIR", help="The project's folder.", show_default=False)
+    ] = ".",
     template: Annotated[
-        str, typer.Option("--template", help="hello, progress or parallel.")
+        str, typer.Option("--template", metavar="NAME", help="hello, progress or parallel.")
     ] = DEFAULT_TEMPLATE,
 ) -> Answer:
     """Write a new project: multinode.toml, tasks/, and an application that invokes its functions.
@@ -48,22 +48,23 @@ def init(
         raise InputError(
             message, nearest(template, _FIRST_CALLS) or f"There are: {', '.join(_FIRST_CALLS)}."
         )
-    name = project_name(directory.resolve().name)
+    target = Path(directory)
+    name = project_name(target.resolve().name)
     words = {"{{project}}": name, "{{python}}": f"{sys.version_info[0]}.{sys.version_info[1]}"}
     written: list[str] = []
     kept: list[str] = []
     for relative, text in _files(folder, template):
         for word, meaning in words.items():
             text = text.replace(word, meaning)
-        (written if _write(directory / relative, text) else kept).append(relative)
+        (written if _write(target / relative, text) else kept).append(relative)
     data = {"project": name, "written": written, "kept": kept}
-    steps = [f"cd {directory}"] * (directory.resolve() != Path.cwd()) + [
+    steps = [f"cd {directory}"] * (target.resolve() != Path.cwd()) + [
         "multinode deploy",
         f"multinode invoke {_FIRST_CALLS[template]}",
     ]
 
     def show(console: Console) -> None:
-        console.out(f"Project {name} in {directory.resolve()}")
+        console.out(f"Project {name} in {target.resolve()}")
         for relative in written:
             console.out(f"  {relative}")
         for relative in kept:

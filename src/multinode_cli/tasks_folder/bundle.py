@@ -5,7 +5,6 @@ Sorted names, no times, no owners, two modes: the same files give the same SHA-2
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import stat
@@ -65,6 +64,8 @@ def pack(project: ProjectFile, files: list[str]) -> Bundle:
         for relative in files:
             _add(tar, project.tasks / relative, relative)
     archive = buffer.getvalue()
+    import hashlib  # lazy: loads OpenSSL, which only a deploy needs
+
     return Bundle(archive, hashlib.sha256(archive).hexdigest())
 
 
