@@ -71,6 +71,10 @@ def test_invoke_prints_the_result_alone(product):
     ended = product.json("invoke", "add", "1", "b=2")
     assert (ended["status"], ended["result"]) == ("SUCCEEDED", 3)
     assert product.run("logs", ended["invocation_id"]) == "adding\n"
+    (execution,) = product.json("describe", ended["invocation_id"])["executions"]
+    by_id = ("--execution-id", execution["execution_id"])
+    assert product.run("logs", *by_id) == "adding\n"
+    assert product.json("describe", *by_id)["executions"] == [execution]
 
 
 def test_a_killed_control_plane_loses_nothing_and_adopts_its_workers(product, tmp_path):

@@ -329,6 +329,44 @@ def test_logs_are_printed_as_they_are(cli, plane):
     assert cli("logs", "inv-1", "-t").out.splitlines()[0] == f"{NOW}  a"
 
 
+def attempt_2():
+    execution = wire.ExecutionInfo(
+        "exe-2", 2, "ended", "wrk-1", "succeeded", None, None, None, 31.5, 256, NOW, NOW, LATER, []
+    )
+    return wire.InvocationDetail(invocation(), "[[1, 2], {}]", [execution])
+
+
+def test_execution_id_alone_names_one_attempt(cli, plane):
+    plane.on("GET", "/v1/executions/exe-2", attempt_2())
+    plane.on("GET", "/v1/invocations/inv-1/logs", Lines(wire.LogRecord(NOW, "stdout", "two\n", 2)))
+    assert cli("logs", "--execution-id", "exe-2").out == "two\n"
+    assert plane.requests[-1].query["attempt"] == "2"
+    described = cli("describe", "--execution-id", "exe-2").out
+    assert "inv-1  SUCCEEDED" in described
+    assert "Attempt 2  succeeded after 1.5 s  exe-2 on wrk-1" in described
+    (item,) = cli("describe", "--execution-id", "exe-2", "--json").json["data"]["executions"]
+    assert item["execution_id"] == "exe-2"
+
+
+def test_execution_id_must_agree_with_what_else_is_named(cli, plane):
+    plane.on("GET", "/v1/executions/exe-2", attempt_2())
+    for words in (("describe", "inv-1"), ("logs", "--invocation-id", "inv-1")):
+        plane.on("GET", "/v1/invocations/inv-1/logs", Lines())
+        assert cli(*words, "--execution-id", "exe-2").code == 0
+    for words in (("describe", "inv-9"), ("logs", "inv-9")):
+        outcome = cli(*words, "--execution-id", "exe-2")
+        assert (outcome.code, outcome.out) == (2, "")
+        assert "exe-2 is no attempt of inv-9." in outcome.err
+    outcome = cli("logs", "--execution-id", "exe-2", "--attempt", "1")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "exe-2 is attempt 2" in outcome.err
+
+
+def test_an_execution_that_is_not_there(cli, plane):
+    plane.on("GET", "/v1/executions/exe-9", Refusal(404, "execution_not_found", "None."))
+    assert cli("logs", "--execution-id", "exe-9").code == 3
+
+
 def test_result_of_every_kind_of_invocation(cli, plane):
     path = "/v1/invocations/inv-1"
     plane.on("GET", path, invocation(result='"text"'))

@@ -13,6 +13,7 @@ from multinode.errors import InputError, InvocationNotFound, NotEnded
 from multinode.wire import (
     CancelAnswer,
     CancelRequest,
+    InvocationDetail,
     InvocationInfo,
     InvocationItem,
     InvocationList,
@@ -23,7 +24,13 @@ from multinode.wire import (
 )
 from multinode_cli.commands import names
 from multinode_cli.commands.frame import Answer, Commands, Session
-from multinode_cli.commands.names import FunctionName, InvocationId, ProjectName, VersionId
+from multinode_cli.commands.names import (
+    ExecutionId,
+    FunctionName,
+    InvocationId,
+    ProjectName,
+    VersionId,
+)
 from multinode_cli.commands.plain_values import whole_number
 from multinode_cli.commands.shown import age, between, counted, failure, invocation_data, value_text
 from multinode_cli.console import Console
@@ -131,19 +138,27 @@ def logs(
         bool, typer.Option("--timestamps", "-t", help="Put the time before each line.")
     ] = False,
     invocation_id: InvocationId = None,
+    execution_id: ExecutionId = None,
 ) -> Answer:
     """Print the output of a function, stdout and stderr in the order in which they came.
 
     Example: multinode logs inv-… -f
     """
-    name = names.invocation_id(invocation, invocation_id)
+    number = None if attempt is None else whole_number(attempt, "--attempt", least=1)
+    lines = whole_number(tail, "--tail", least=0)
+    since_s = None if since is None else _span_s(since)
+    if execution_id:
+        detail = names.execution(session, execution_id, invocation, invocation_id)
+        name, number = detail.invocation.invocation_id, _attempt(detail, number)
+    else:
+        name = names.invocation_id(invocation, invocation_id)
     path = path_of(
         "invocations",
         name,
         "logs",
-        tail=whole_number(tail, "--tail", least=0),
-        since_s=None if since is None else _span_s(since),
-        attempt=None if attempt is None else whole_number(attempt, "--attempt", least=1),
+        tail=lines,
+        since_s=since_s,
+        attempt=number,
         follow=follow or None,
     )
     client = session.patient_client if follow else session.client
@@ -156,6 +171,15 @@ def logs(
             session.console.json_line(to_plain(record))
         return Answer()
     return Answer([to_plain(record) for record in records])
+
+
+def _attempt(detail: InvocationDetail, given: int | None) -> int:
+    """The number of the one attempt in ``detail``. Raises InputError where another was given as well."""
+    (execution,) = detail.executions
+    if given not in (None, execution.attempt):
+        message = f"{execution.execution_id} is attempt {execution.attempt}, and --attempt {given} was given too."
+        raise InputError(message, "Give one of the two.")
+    return execution.attempt
 
 
 def _print_records(console: Console, records: Iterator[LogRecord], *, has_times: bool) -> None:

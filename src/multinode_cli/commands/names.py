@@ -10,7 +10,7 @@ import typer
 
 from multinode.client import Client, path_of
 from multinode.errors import InputError, InvalidName, VersionNotFound
-from multinode.wire import ProjectDetail, ProjectInfo, VersionInfo
+from multinode.wire import InvocationDetail, ProjectDetail, ProjectInfo, VersionInfo
 from multinode_cli.commands.frame import Session
 from multinode_cli.errors import nearest
 from multinode_cli.tasks_folder import check_project_name
@@ -27,6 +27,10 @@ VersionId = Annotated[
 ]
 InvocationId = Annotated[
     str | None, typer.Option("--invocation-id", metavar="ID", help="The invocation.")
+]
+
+ExecutionId = Annotated[
+    str | None, typer.Option("--execution-id", metavar="ID", help="One attempt, exe-….")
 ]
 
 
@@ -51,6 +55,21 @@ def invocation_id(given: str | None, flag: str | None) -> str:
         message = f"{text!r} is no invocation's id."
         raise InvalidName(message, "It begins with inv-; `multinode ps -a` lists the recent ones.")
     return text
+
+
+def execution(
+    session: Session, execution_id: str, given: str | None, flag: str | None
+) -> InvocationDetail:
+    """The attempt, as the only one of its invocation. Raises InputError where another invocation was named too."""
+    within = invocation_id(given, flag) if given or flag else None
+    detail = session.client.call(InvocationDetail, "GET", path_of("executions", execution_id))
+    if within not in (None, detail.invocation.invocation_id):
+        message = f"{execution_id} is no attempt of {within}."
+        hint = (
+            f"It is one of {detail.invocation.invocation_id}. The execution's id alone is enough."
+        )
+        raise InputError(message, hint)
+    return detail
 
 
 def project_of(session: Session, given: str | None, flag: str | None) -> str:

@@ -35,10 +35,11 @@ class PlainGroup(_PlainValues, TyperGroup):
 
 
 def _process(parameter: Any, convert: Any, context: Any, value: Any) -> Any:
+    has_many = parameter.nargs == -1
     is_given = value is not None and value != ()
     if not is_given and not parameter.required:
-        return None
-    is_text = isinstance(value, str) or (is_given and parameter.nargs == -1)
+        return () if has_many else None
+    is_text = isinstance(value, str) or (is_given and has_many)
     return value if is_text and parameter.callback is None else convert(context, value)
 
 

@@ -23,7 +23,13 @@ from multinode.wire import (
 )
 from multinode_cli.commands import names
 from multinode_cli.commands.frame import Answer, Commands, Session
-from multinode_cli.commands.names import FunctionName, InvocationId, ProjectName, VersionId
+from multinode_cli.commands.names import (
+    ExecutionId,
+    FunctionName,
+    InvocationId,
+    ProjectName,
+    VersionId,
+)
 from multinode_cli.commands.shown import age, between, counted, invocation_data, settings_text
 from multinode_cli.console import Console
 from multinode_cli.errors import Interrupted
@@ -162,13 +168,14 @@ def describe(
     function_name: FunctionName = None,
     version_id: VersionId = None,
     invocation_id: InvocationId = None,
+    execution_id: ExecutionId = None,
 ) -> Answer:
     """Describe a project, a function, or an invocation attempt by attempt.
 
     Example: multinode describe billing/add
     """
-    if invocation_id or (name and names.is_invocation(name)):
-        return _describe_invocation(session, names.invocation_id(name, invocation_id))
+    if execution_id or invocation_id or (name and names.is_invocation(name)):
+        return _describe_invocation(session, name, invocation_id, execution_id)
     subject, _, version = (name or "").partition("@")
     if "/" in subject or function_name:
         reference = names.function_of(
@@ -183,10 +190,16 @@ def describe(
     return _describe_project(session, project, version or version_id)
 
 
-def _describe_invocation(session: Session, name: str) -> Answer:
+def _describe_invocation(
+    session: Session, given: str | None, flag: str | None, execution_id: str | None
+) -> Answer:
     from multinode_cli.commands import invocation_timeline  # lazy: `list` does without
 
-    detail = session.client.call(InvocationDetail, "GET", path_of("invocations", name, "detail"))
+    if execution_id:
+        detail = names.execution(session, execution_id, given, flag)
+    else:
+        path = path_of("invocations", names.invocation_id(given, flag), "detail")
+        detail = session.client.call(InvocationDetail, "GET", path)
     data = {
         **invocation_data(detail.invocation),
         "input": invocation_timeline.input_data(detail),

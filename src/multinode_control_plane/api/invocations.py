@@ -107,6 +107,14 @@ async def detail(call: Call) -> wire.InvocationDetail:
     )
 
 
+async def detail_of_execution(call: Call) -> wire.InvocationDetail:
+    """GET /v1/executions/{id}"""
+    execution_id = call.path("id")
+    return await call.plane.store.read(
+        lambda connection: cases.detail_of_execution(connection, execution_id, time.time())
+    )
+
+
 async def logs(call: Call) -> StreamingResponse:
     """GET /v1/invocations/{id}/logs"""
     invocation_id = call.path("id")

@@ -64,6 +64,7 @@ ENDPOINTS = (
     Endpoint("GET", INVOCATION + "/logs", invocations.logs, role="read"),
     Endpoint("POST", INVOCATION + "/cancel", invocations.cancel, role="invoke", worker=True),
     Endpoint("POST", INVOCATION + "/retry", invocations.retry, role="invoke"),
+    Endpoint("GET", "/v1/executions/{id}", invocations.detail_of_execution, role="read"),
     Endpoint("POST", "/v1/cancel", invocations.cancel_many, wire.CancelRequest, role="invoke"),
     Endpoint("POST", "/v1/worker/exchange", workers.exchange, wire.ExchangeRequest, public=True),
     Endpoint("POST", "/v1/worker/claim", workers.claim, wire.Claim, worker=True),

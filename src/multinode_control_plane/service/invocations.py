@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from multinode import wire
 from multinode.errors import (
+    ExecutionNotFound,
     FunctionInputSizeLimitExceeded,
     FunctionNotFound,
     IdempotencyConflict,
@@ -369,6 +370,19 @@ def detail(
         row.input,
         [_execution_info(item) for item in found],
     )
+
+
+def detail_of_execution(
+    connection: sa.Connection, execution_id: str, now: float
+) -> wire.InvocationDetail:
+    """As `detail`, with this one of the attempts. Raises ExecutionNotFound."""
+    row = statements.first(connection, executions, execution_id=execution_id)
+    if row is None:
+        message = f"There is no execution {execution_id!r}."
+        raise ExecutionNotFound(message, "`multinode describe inv-…` shows those of an invocation.")
+    whole = detail(connection, row.invocation_id, now)
+    chosen = [item for item in whole.executions if item.execution_id == execution_id]
+    return wire.InvocationDetail(whole.invocation, whole.input, chosen)
 
 
 def _execution_info(row: Row) -> wire.ExecutionInfo:
