@@ -88,6 +88,9 @@ def main(argv: list[str] | None = None) -> int:
     ready = Ready(options.ready_fd)
     try:
         settings = resolve(options, os.environ)
+        if options.only_check:
+            ready.up("")
+            return 0
         prepare_folder(settings.data_dir)
         with locked(settings.data_dir):
             _log_to_stderr(foreground=options.foreground)

@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         prog="multinode server run", description="Run the Multinode control plane in this process."
     )
     made.add_argument("--home", help="MULTINODE_HOME, ~/.multinode without it")
-    made.add_argument("--runner", help="auto, process, docker or ecs")
+    made.add_argument("--runner", help="auto or process; this release has no other")
     made.add_argument(
         "--database", help="URL of the store; an SQLite file in the data folder without it"
     )
@@ -101,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
     for name, meaning in {**_SPANS, **_SIZES}.items():
         made.add_argument(f"--{name.replace('_', '-')}", help=meaning)
     made.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    made.add_argument("--only-check", action="store_true", help=argparse.SUPPRESS)
     made.add_argument("--foreground", action="store_true", help=argparse.SUPPRESS)
     return made
 

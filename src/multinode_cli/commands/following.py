@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from multinode.client import Client, path_of
@@ -154,11 +155,10 @@ def follow(
     follower = Follower(client, invocation_id, has_logs=has_logs)
     teller = _Teller(console)
     with console.changing_line(invocation_id) as line:
-        try:
+        with suppress(KeyboardInterrupt):
             return teller.tell(follower.events(), line), False
-        except KeyboardInterrupt:
-            console.note(f"Cancelling {invocation_id}; Ctrl-C again leaves it to itself.")
         try:
+            console.note(f"Cancelling {invocation_id}; Ctrl-C again leaves it to itself.")
             client.call(InvocationInfo, "POST", path_of("invocations", invocation_id, "cancel"))
             ended = teller.tell(follower.events(), line)
         except KeyboardInterrupt as error:

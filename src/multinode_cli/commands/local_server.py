@@ -55,8 +55,11 @@ def ensure(settings: Settings, console: Console) -> RunningServer:
     server = find(settings.home)
     if server is not None:
         return server
-    server, _ = start(settings, console, [])
-    console.note(f"Started a local control plane at {server.url} (multinode server stop ends it).")
+    server, was_started = start(settings, console, [])
+    if was_started:
+        console.note(
+            f"Started a local control plane at {server.url} (multinode server stop ends it)."
+        )
     return server
 
 
@@ -65,12 +68,15 @@ def start(
 ) -> tuple[RunningServer, bool]:
     """Start it in the background and wait until it answers; with False where it ran already.
 
-    Two that start at once start one: the second waits for the first. Raises MissingExtra and ServerStartFailed.
+    Two that start at once start one: the second waits for the first. Bad ``options`` are an error in any case: InputError.
+    Raises MissingExtra and ServerStartFailed too.
     """
     check_installed()
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _start_lock(settings.home):
         server = find(settings.home)
+        if server is not None and options:
+            _spawn(settings, [*options, "--only-check"])
         if server is not None:
             return server, False
         with console.changing_line("starting the local control plane"):

@@ -145,6 +145,11 @@ def start(
     )  # fmt: skip
     server, was_started = local_server.start(session.settings, session.console, options)
     verb = "runs" if was_started else "runs already"
+    if options and not was_started:
+        session.console.note(
+            "It keeps the options with which it was started. To change them: "
+            "multinode server stop, then start it with the new ones."
+        )
     data = {"url": server.url, "pid": server.pid, "started": was_started}
     return Answer(
         data,

@@ -1,0 +1,57 @@
+"""The local control plane as commands find and start it, with real processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = Path(sys.executable).with_name("multinode")
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Starts the command in the background with a home of its own; the control plane is stopped at the end."""
+    environ = {**os.environ, "MULTINODE_HOME": str(tmp_path / "home"), "MULTINODE_PORT": "0"}
+
+    def begin(*arguments):
+        return subprocess.Popen(
+            [COMMAND, *arguments],
+            cwd=tmp_path,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    yield begin
+    assert outcome(begin("server", "stop", "--now"))[0] == 0
+
+
+def outcome(process):
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_commands_that_start_at_once_start_one(server):
+    """Nobody has logged in: each of the three needs a control plane, and none is there."""
+    found = [outcome(process) for process in [server("list", "--json") for _ in range(3)]]
+    assert [code for code, _, _ in found] == [0, 0, 0], found
+    assert sum("Started a local control plane" in err for _, _, err in found) == 1, found
+
+
+def test_bad_options_are_an_error_while_one_runs(server):
+    started = json.loads(outcome(server("server", "start", "--json"))[1])["data"]
+    for words, message in (
+        (("--port", "99999"), "--port 99999 is not a port."),
+        (("--runner", "docker"), "The runner 'docker' is not part of this release."),
+    ):
+        code, out, err = outcome(server("server", "start", *words))
+        assert (code, out) == (2, ""), err
+        assert message in err
+    code, out, err = outcome(server("server", "start", "--port", "9999"))
+    assert (code, f"(pid {started['pid']})" in out) == (0, True)
+    assert "It keeps the options with which it was started." in err
+    assert outcome(server("server", "start"))[2] == ""
