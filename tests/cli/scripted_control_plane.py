@@ -2,7 +2,7 @@
 
 import json
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -134,7 +134,9 @@ def _handler(plane):
                 404, "not_found", f"{request.method} {request.path} is not answered here."
             )
             answer = plane.answers.get((request.method, request.path), missing)
-            self.send(answer(request) if callable(answer) else answer)
+            answer = answer(request) if callable(answer) else answer
+            with suppress(ConnectionError):  # a command that was interrupted has gone
+                self.send(answer)
 
         def send(self, answer):
             status, body, version = 200, b"", "2.0.0"

@@ -15,7 +15,7 @@ from multinode.errors import MultinodeError
 from multinode.settings import Connection, retry_s
 from multinode_cli.commands.plain_values import PlainCommand, PlainGroup
 from multinode_cli.console import Console
-from multinode_cli.errors import exit_code
+from multinode_cli.errors import Interrupted, exit_code
 from multinode_cli.settings import COMMAND_RETRY_S, Settings, read_settings
 from multinode_cli.tasks_folder import ProjectFile, read_project_file
 
@@ -142,7 +142,10 @@ def _framed(function: Command, *, has_json: bool) -> Callable[..., int]:
 
     def framed(profile: str | None, debug: bool, as_json: bool = False, **options: Any) -> int:
         session = Session(read_settings(profile=profile, as_json=as_json, debug=debug))
-        return _print(session.console, function(session, **options))
+        try:
+            return _print(session.console, function(session, **options))
+        except KeyboardInterrupt as error:  # before Typer takes it, and ends without a word
+            raise Interrupted from error
 
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
     kind = inspect.Parameter.KEYWORD_ONLY
