@@ -1,5 +1,6 @@
 """``multinode``: the process's way in. Answers ``--version`` itself; the rest waits for Typer's import."""
 
+import os
 import sys
 
 
@@ -18,6 +19,9 @@ def main() -> None:
 
         sys.stdout.write("multinode " + version("multinode") + "\n")
         sys.exit(0)
+    if "_MULTINODE_COMPLETE" in os.environ:
+        # Typer lets Rich wrap the texts of completion, and fish takes each line for an offer.
+        os.environ["COLUMNS"] = "1000"
     from multinode_cli.commands import run
 
     sys.exit(run(sys.argv[1:]))

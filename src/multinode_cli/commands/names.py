@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from multinode.client import Client, path_of
-from multinode.errors import InputError, InvalidName, VersionNotFound
+from multinode.errors import InputError, InvalidName, MultinodeError, VersionNotFound
 from multinode.wire import InvocationDetail, ProjectDetail, ProjectInfo, VersionInfo
 from multinode_cli.commands.frame import Session
 from multinode_cli.errors import nearest
@@ -140,38 +141,43 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 # --- shell completion -----------------------------------------------------------------------------------
 
+_COMPLETION_PATIENCE_S = 1.0
+"""How long a press of Tab waits for the control plane."""
+
 
 def complete_project(incomplete: str) -> list[str]:
-    """Names of projects that begin so; none where no control plane is at hand. Never starts one."""
-    return [item.project for item in _projects() if item.project.startswith(incomplete)]
+    """Names of projects that begin so; none where no control plane is at hand. Never starts one, never fails."""
+    return [item.project for item in _deployed()[1] if item.project.startswith(incomplete)]
 
 
 def complete_function(incomplete: str) -> list[str]:
     """``FUNCTION`` of the project here and ``PROJECT/FUNCTION`` of all, that begin so."""
-    here = _here()
-    names = [f"{item.project}/{name}" for item in _projects() for name in item.functions]
-    names += [name for item in _projects() if item.project == here for name in item.functions]
+    here, projects = _deployed()
+    names = [f"{item.project}/{name}" for item in projects for name in item.functions]
+    names += [name for item in projects if item.project == here for name in item.functions]
     return sorted(name for name in names if name.startswith(incomplete))
 
 
-def _here() -> str | None:
+def _deployed() -> tuple[str | None, list[ProjectInfo]]:
+    """The project here, and all that the control plane has; nothing where that takes long."""
+    import threading  # lazy: for completion only
+
+    found: list[tuple[str | None, list[ProjectInfo]]] = []
+
+    def ask() -> None:
+        with suppress(MultinodeError):
+            found.append(_ask())
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_COMPLETION_PATIENCE_S)
+    return found[0] if found else (None, [])
+
+
+def _ask() -> tuple[str | None, list[ProjectInfo]]:
     from multinode_cli.settings import read_settings
 
-    try:
-        session = Session(read_settings(profile=None, as_json=False, debug=False))
-        return session.project_file.project
-    except InputError:
-        return None
-
-
-def _projects() -> list[ProjectInfo]:
-    from multinode.errors import MultinodeError
-    from multinode_cli.settings import read_settings
-
-    settings = read_settings(profile=None, as_json=False, debug=False)
-    try:
-        found = Session(settings).settings.connection(None)
-        client = Client(found.url, found.key, retry_s=0)
-        return client.call(list[ProjectInfo], "GET", path_of("projects"))
-    except MultinodeError:
-        return []
+    session = Session(read_settings(profile=None, as_json=False, debug=False))
+    at = session.settings.connection(session.project_file.profile)
+    client = Client(at.url, at.key, retry_s=0)
+    return session.project_file.project, client.call(list[ProjectInfo], "GET", path_of("projects"))
