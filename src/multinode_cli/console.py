@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rich.status import Status as RichStatus
 
 _ANSI = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
+_GAP = "  "
+_LEAST_LAST_COLUMN = 20
+"""With less room than that for the last column, a table's columns stand below each other."""
 STATUS_STYLE = {
     "SUCCEEDED": "green",
     "FAILED": "red",
@@ -65,11 +68,11 @@ class Console:
             self.json_line({"ok": False, "error": envelope(error), "data": data})
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Columns under their headers; a cell that is a status has its colour."""
-        widths = [max(map(_width, column)) for column in zip(headers, *rows, strict=True)]
-        self.out(self.styled(_row(headers, widths), "bold"))
-        for row in rows:
-            line = _row(row, widths)
+        """Columns under their headers, or on a narrow terminal below each other; a status has its colour."""
+        head, *bodies = _table(headers, rows, self._settings.columns)
+        if head:
+            self.out(self.styled(head, "bold"))
+        for row, line in zip(rows, bodies, strict=True):
             for cell in row:
                 if cell in STATUS_STYLE:
                     line = line.replace(cell, self.styled(cell, STATUS_STYLE[cell]), 1)
@@ -187,8 +190,46 @@ def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None) -> list[str]:
+    """The header and each row as texts, nothing cut off. ``columns``: the terminal's, None where there is none."""
+    lines = [headers, *rows]
+    if columns is not None and _widths(lines)[1] > columns:
+        filled = [i for i in range(len(headers)) if not rows or any(row[i] for row in rows)]
+        lines = [[line[i] for i in filled] for line in lines]
+    widths, total = _widths(lines)
+    if columns is None or total <= columns:
+        return [_row(line, widths) for line in lines]
+    room = columns - (total - widths[-1])
+    if room >= _LEAST_LAST_COLUMN:
+        return [_wrapped(line, widths, room) for line in lines]
+    return ["", *(_block(lines[0], line) for line in lines[1:])]
+
+
+def _widths(lines: Sequence[Sequence[str]]) -> tuple[list[int], int]:
+    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
+    return widths, sum(widths) + len(_GAP) * (len(widths) - 1)
+
+
 def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
     padded = (
         cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True)
     )
-    return "  ".join(padded).rstrip()
+    return _GAP.join(padded).rstrip()
+
+
+def _wrapped(cells: Sequence[str], widths: Sequence[int], room: int) -> str:
+    """The row with its last cell on several lines."""
+    from textwrap import wrap  # lazy: for narrow terminals only
+
+    first, *others = wrap(cells[-1], room, break_long_words=False, break_on_hyphens=False) or [""]
+    indent = " " * (sum(widths[:-1]) + len(_GAP) * (len(widths) - 1))
+    return "\n".join([_row([*cells[:-1], first], widths), *(indent + other for other in others)])
+
+
+def _block(headers: Sequence[str], cells: Sequence[str]) -> str:
+    """The row as lines below its first cell."""
+    width = max(map(_width, headers[1:]), default=0)
+    named = zip(headers[1:], cells[1:], strict=True)
+    return "\n".join(
+        [cells[0], *(f"  {_row([name, cell], [width, 0])}" for name, cell in named if cell)]
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -40,6 +41,8 @@ class Settings:
     has_motion: bool = False
     """Whether stderr is a terminal on which a line may change."""
     has_colour: bool = False
+    columns: int | None = None
+    """How wide the terminal is that stdout is, None where it is none."""
 
     def connection(self, project_profile: str | None) -> Connection:
         """Where the control plane is: ``--profile``, the environment, ``profile`` of multinode.toml, then as the SDK.
@@ -74,6 +77,7 @@ def read_settings(*, profile: str | None, as_json: bool, debug: bool) -> Setting
         can_ask=sys.stdin.isatty() and sys.stderr.isatty() and not as_json,
         has_motion=sys.stderr.isatty() and not is_plain,
         has_colour=sys.stdout.isatty() and not is_plain,
+        columns=shutil.get_terminal_size().columns if sys.stdout.isatty() else None,
     )
 
 

@@ -98,6 +98,63 @@ def test_columns_are_as_wide_as_they_look(monkeypatch):
     assert terminal.stdout.getvalue().splitlines() == ["NAME  AGE", "日本  1", "abc   2"]
 
 
+WIDE = ("ID", "STATUS", "RAN", "REASON")
+CELLS = [
+    ("inv-1", "PENDING", "", "waiting for room: 4 of 4 cpu in use"),
+    ("inv-22", "FAILED", "", ""),
+]
+
+
+def printed(monkeypatch, columns):
+    terminal = at_terminal(monkeypatch)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    console().table(WIDE, CELLS)
+    return terminal.stdout.getvalue().splitlines()
+
+
+def test_a_table_that_fits_is_a_table(monkeypatch):
+    assert printed(monkeypatch, 80) == [
+        "ID      STATUS   RAN  REASON",
+        "inv-1   PENDING       waiting for room: 4 of 4 cpu in use",
+        "inv-22  FAILED",
+    ]
+
+
+def test_a_narrow_terminal_wraps_the_last_column_and_drops_what_is_empty(monkeypatch):
+    assert printed(monkeypatch, 40) == [
+        "ID      STATUS   REASON",
+        "inv-1   PENDING  waiting for room: 4 of",
+        "                 4 cpu in use",
+        "inv-22  FAILED",
+    ]
+
+
+def test_a_very_narrow_terminal_has_the_columns_below_each_other(monkeypatch):
+    assert printed(monkeypatch, 30) == [
+        "inv-1",
+        "  STATUS  PENDING",
+        "  REASON  waiting for room: 4 of 4 cpu in use",
+        "inv-22",
+        "  STATUS  FAILED",
+    ]
+
+
+def test_a_status_has_its_colour_on_a_narrow_terminal_too(monkeypatch):
+    terminal = at_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "30")
+    console().table(WIDE, CELLS)
+    assert "  STATUS  \x1b[31mFAILED\x1b[0m\n" in terminal.stdout.getvalue()
+
+
+def test_a_pipe_has_no_width(monkeypatch):
+    terminal = at_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
+    console().table(WIDE, CELLS)
+    assert terminal.stdout.getvalue().splitlines()[0] == "ID      STATUS   RAN  REASON"
+
+
 def test_an_encoding_that_lacks_a_character_loses_no_line(monkeypatch):
     at_terminal(monkeypatch)
     monkeypatch.setattr(sys, "stdout", Terminal(encoding="ascii"))

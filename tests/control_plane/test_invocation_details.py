@@ -24,3 +24,12 @@ def test_an_execution_is_shown_alone_with_its_invocation(bench):
 def test_an_execution_that_is_not_there_is_not_found(bench):
     with pytest.raises(ExecutionNotFound, match="There is no execution 'exe-none'"):
         bench.look(invocations.detail_of_execution, "exe-none", 0.0)
+
+
+def test_an_attempt_that_was_not_made_is_not_found():
+    invocations.check_attempt("inv-1", 2, [1, 1, 2])
+    invocations.check_attempt("inv-1", None, [])
+    for known, so_far in (([1, 1], 1), ([], 0)):
+        with pytest.raises(ExecutionNotFound, match="inv-1 has no attempt 7") as caught:
+            invocations.check_attempt("inv-1", 7, known)
+        assert caught.value.hint == f"It has had {so_far} so far."

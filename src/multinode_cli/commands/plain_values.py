@@ -51,5 +51,5 @@ def whole_number(text: str, option: str, *, least: int) -> int:
         number = least - 1
     if number < least:
         message = f"{option} {text!r} is no whole number from {least} up."
-        raise InputError(message, f"Write it like {option} {least + 10}.")
+        raise InputError(message, f"For example: {option} {max(least, 1)}.")
     return number

@@ -131,6 +131,7 @@ async def logs(call: Call) -> StreamingResponse:
             call.plane, invocation_id, tail=tail, since_s=since_s, attempt=attempt
         )
     else:
+        cases.check_attempt(invocation_id, attempt, [number for _, number, _ in known])
         records = read_logs(call.plane, known, tail=tail, since_s=since_s, attempt=attempt)
     return StreamingResponse(with_heartbeats(records), media_type="application/x-ndjson")
 

@@ -435,6 +435,13 @@ def execution_ids(connection: sa.Connection, invocation_id: str) -> list[tuple[s
     return [(row.execution_id, row.attempt, row.gone_at is not None) for row in found]
 
 
+def check_attempt(invocation_id: str, attempt: int | None, known: Sequence[int]) -> None:
+    """Raise ExecutionNotFound where an ``attempt`` was asked for that there is not among the ``known``."""
+    if attempt is not None and attempt not in known:
+        message = f"{invocation_id} has no attempt {attempt}."
+        raise ExecutionNotFound(message, f"It has had {max(known, default=0)} so far.")
+
+
 def purge_if_empty(tx: Transaction, project: str) -> None:
     """Removes a project that is being deleted, with all that belongs to it, once no worker of it is left."""
     row = statements.first(tx.connection, model.projects, name=project)
