@@ -21,8 +21,9 @@ class _PlainValues:
         """The parameters, the one for ``--help`` among them, each made to take its value as it is."""
         parameters = super().get_params(ctx)  # type: ignore[misc]  # Typer's class comes next
         for parameter in parameters:
-            if not isinstance(parameter.process_value, partial):
-                parameter.process_value = partial(_process, parameter, parameter.process_value)
+            convert = getattr(parameter, "process_value", None)  # None: a later Typer without it
+            if convert is not None and not isinstance(convert, partial):
+                parameter.process_value = partial(_process, parameter, convert)
         return parameters
 
 
