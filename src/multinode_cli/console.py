@@ -130,16 +130,14 @@ class Console:
         """The answer at a terminal; without one, an error that ``what`` needs the ``flag``."""
         if not self._settings.can_ask:
             raise needs_flag(what, flag)
-        _write(sys.stderr, f"{question} [y/N] ")
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
+        return _answer(f"{question} [y/N] ").lower() in ("y", "yes")
 
     def ask(self, question: str, *, flag: str) -> str:
         """A line from the terminal; without one, an error that names what to pass."""
         if not self._settings.can_ask:
             message = f"{question} is missing, and there is no terminal to ask at."
             raise InputError(message, f"Pass {flag}.")
-        _write(sys.stderr, f"{question}: ")
-        return sys.stdin.readline().strip()
+        return _answer(f"{question}: ")
 
     def ask_secret(self, question: str) -> str:
         """A line that is not shown; from stdin where that is no terminal."""
@@ -171,6 +169,15 @@ class ChangingLine:
             from rich.markup import escape  # lazy: start-up time
 
             self._line.update(escape(text))
+
+
+def _answer(question: str) -> str:
+    _write(sys.stderr, question)
+    try:
+        return sys.stdin.readline().strip()
+    except KeyboardInterrupt:
+        _write(sys.stderr, "\n")  # or what is said next stands behind the question
+        raise
 
 
 def _write(stream: TextIO, text: str) -> None:

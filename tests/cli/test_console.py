@@ -248,6 +248,18 @@ def test_a_question_is_asked_at_a_terminal(monkeypatch):
     assert terminal.stdout.getvalue() == ""
 
 
+def test_ctrl_c_at_a_question_ends_its_line(plane, monkeypatch, tmp_path):
+    class Interrupting(Terminal):
+        def readline(self):
+            raise KeyboardInterrupt
+
+    terminal = at_terminal(monkeypatch)
+    monkeypatch.setattr(sys, "stdin", Interrupting())
+    monkeypatch.chdir(tmp_path)
+    assert run(["login"]) == 130
+    assert terminal.stderr.getvalue() == "URL of the control plane: \nInterrupted.\n"
+
+
 def test_without_a_terminal_the_flag_is_named(monkeypatch):
     at_terminal(monkeypatch)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
