@@ -85,10 +85,15 @@ def test_projects_and_functions_are_completed(complete, plane, tmp_path):
         wire.ProjectInfo("builds", NOW, "ver-2", ["add"], 0),
     ]
     plane.on("GET", "/v1/projects", infos)
-    assert complete("multinode undeploy bi") == ["billing"]
-    assert complete("multinode invoke bui") == ["builds/add"]
-    assert complete("multinode invoke a") == ["add"]
-    assert complete("multinode describe ") == ["add", "billing/add", "billing/sum", "builds/add", "sum"]  # fmt: skip
+    for line, expected in (
+        ("undeploy bi", ["billing"]),
+        ("invoke bui", ["builds/add"]),
+        ("invoke a", ["add"]),
+        ("describe ", ["add", "billing/add", "billing/sum", "builds/add", "sum"]),
+    ):
+        offers = (complete(f"multinode {line}") for _ in range(20))
+        # an empty one: on a busy machine even this control plane may take a second
+        assert next(filter(None, offers), []) == expected
 
 
 def test_completion_starts_no_control_plane(complete):
