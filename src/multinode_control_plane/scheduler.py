@@ -104,6 +104,8 @@ class Scheduler:
                 )
         if known:
             log.info("adopted %d of %d workers", len(living), len(known))
+        for worker_id in living & await self.store.read(executions.to_be_stopped):
+            self._spawn(self._stop(worker_id, 0.0))
         await self.store.write(lambda tx: tx.wake())
 
     async def close(self) -> None:

@@ -637,3 +637,22 @@ def alive(connection: sa.Connection) -> list[WorkerIdentity]:
         WorkerIdentity(row.worker_id, row.project, row.version_id, row.invocation_id)
         for row in found
     ]
+
+
+def to_be_stopped(connection: sa.Connection) -> set[str]:
+    """Workers that are not gone although they were to be stopped: a crash may have come between the commit and the act.
+
+    Their invocation ended while they were on their way, or their deadline was over: it is taken away where that is noticed.
+    """
+    were_overdue = workers.c.deadline_at.is_(None)
+    are_not_needed = sa.and_(executions.c.state == model.ENDED, executions.c.started_at.is_(None))
+    found = connection.execute(
+        sa.select(workers.c.worker_id)
+        .join(executions, executions.c.execution_id == workers.c.execution_id)
+        .where(
+            workers.c.gone_at.is_(None),
+            executions.c.state != model.STARTED,
+            sa.or_(were_overdue, are_not_needed),
+        )
+    )
+    return set(found.scalars())

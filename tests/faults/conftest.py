@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from tests.faults.installation import Installation
+
+
+def make_installation(folder, *options: str) -> Iterator[Installation]:
+    """One with the functions of ``project/`` deployed, whose server is dead when it is handed out."""
+    made = Installation(folder, *options)
+    made.start()
+    made.run("deploy")
+    made.kill()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def _module_installation(tmp_path_factory) -> Iterator[Installation]:
+    yield from make_installation(tmp_path_factory.mktemp("module"))
+
+
+@pytest.fixture
+def installation(tmp_path, monkeypatch) -> Iterator[Installation]:
+    """An installation of the test's own."""
+    for made in make_installation(tmp_path / "own"):
+        use(made, monkeypatch)
+        yield made
+
+
+@pytest.fixture
+def shared(_module_installation, monkeypatch) -> Iterator[Installation]:
+    """The installation of this module's tests; each leaves nothing in flight. Its server is dead."""
+    use(_module_installation, monkeypatch)
+    yield _module_installation
+    _module_installation.end()
+
+
+def use(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the SDK talk to it."""
+    for name, value in installation.connection().items():
+        monkeypatch.setenv(name, value)
+    os.environ.pop("MULTINODE_RETRY_SECONDS", None)

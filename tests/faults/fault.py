@@ -1,0 +1,88 @@
+"""Where the control plane is to be killed: by itself, at a commit of its store. Also what runs in its process.
+
+Nothing of this is in the product: the hooks are put around its functions in the server's process, before it comes up.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from multinode_control_plane import server, store
+from multinode_control_plane.service import access, deployments, executions, invocations, rows
+
+USE_CASES: dict[str, tuple[Any, str]] = {
+    "start": (invocations, "start"),
+    "worker accepted": (executions, "worker_accepted"),
+    "worker exchanges its code": (executions, "exchange"),
+    "values": (executions, "_store_values"),
+    "worker gone": (executions, "_worker_ends"),
+    "worker is to be stopped": (executions, "StopWorker"),
+    "version registered": (deployments, "register"),
+    "project is to be deleted": (deployments, "delete"),
+    "project removed": (executions, "purge_if_empty"),
+    "key made": (access, "create_key"),
+}
+"""Events that are no change of an invocation's status, and the functions that make them."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """SIGKILL at the first commit that holds ``event``: right before it is made, or right after, before any answer or effect."""
+
+    event: str
+    when: Literal["before", "after"]
+
+    def install(self) -> None:
+        """Puts the hooks into this process."""
+        held: set[str] = set()
+
+        def kill() -> None:
+            if self.event in held:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        for name, (module, function) in USE_CASES.items():
+            _note(module, function, lambda *_, name=name, **__: held.add(name))
+        _note(rows, "move", lambda *args, **columns: held.add(event_of(*args, **columns)))
+        _note(store.Store, "_run", lambda *_: held.clear())
+        if self.when == "after":
+            _note(store.Store, "_answer", lambda *_: kill())
+        else:
+            sa.event.listen(sa.Engine, "commit", lambda _: kill())
+
+
+def event_of(_tx: object, row: Any, status: str, **columns: Any) -> str:
+    """``RUNNING > FAILED``; of one that stays PENDING, also what it waits for from now on."""
+    event = f"{row.status} > {status}"
+    if status == row.status == "PENDING":
+        event += f", {columns.get('waiting', row.waiting)}"
+    return event
+
+
+def _note(owner: Any, name: str, hook: Callable[..., object]) -> None:
+    original = getattr(owner, name)
+
+    def noted(*args: Any, **options: Any) -> Any:
+        hook(*args, **options)
+        return original(*args, **options)
+
+    setattr(owner, name, noted)
+
+
+def run_server(arguments: list[str], log: str, ready: Connection, fault: Fault | None) -> None:
+    """The life of a server's process."""
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for standard in (1, 2):
+        os.dup2(output, standard)
+    os.close(output)
+    if fault is not None:
+        fault.install()
+    sys.exit(server.main([*arguments, f"--ready-fd={os.dup(ready.fileno())}"]))

@@ -1,0 +1,243 @@
+"""A control plane of a test's own that can be killed, the functions of ``project/`` in it, and what they left outside.
+
+Started by the command it takes half a second, nearly all of it imports; two hundred restarts could not be afforded. So its process is
+forked from one that has imported it (multiprocessing's fork server). What runs in it is what ``python -m multinode_control_plane``
+runs.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tests.faults.fault import Fault, run_server
+from tests.faults.history import Effect
+
+from multinode import wire
+from multinode.client import Client, path_of
+from multinode.function import Function, get_deployed_function
+from multinode_control_plane.runners.worker_processes import is_living
+
+PROJECT = "faults"
+COMMAND = Path(sys.executable).with_name("multinode")
+WAIT_S = 30.0
+"""How long anything is waited for before the test fails."""
+
+
+class Installation:
+    """Everything below ``folder``; the server listens on a port of its own, the same one each time."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.effects_folder = folder / "effects"
+        self._options = (f"--port={_quiet_port()}", "--capacity=cpu=4,memory=4GiB", *options)
+        self._server: Any = None
+        for made in (self.home, self.effects_folder, folder / "tasks"):
+            made.mkdir(parents=True)
+        source = Path(__file__).parent / "project"
+        shutil.copy(source / "main.py", folder / "tasks")
+        (folder / "tasks/.env").write_text(f"EFFECTS={self.effects_folder}\n")
+        python = "{}.{}".format(*sys.version_info[:2])
+        text = (source / "multinode.toml").read_text()
+        (folder / "multinode.toml").write_text(f'{text}[environment]\npython = "{python}"\n')
+
+    # --- the server ---
+
+    def start(self, fault: Fault | None = None) -> None:
+        """Starts the server and returns when it listens."""
+        reader = self.begin_start(fault)
+        with os.fdopen(reader, "rb") as ready:
+            word = ready.readline()
+        assert b"url" in word, (word, self.log())
+
+    def begin_start(self, fault: Fault | None = None) -> int:
+        """Starts the server, and returns the descriptor on which it says that it listens."""
+        assert self._server is None, "it runs already"
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.faults.fault"])
+        theirs, ours = context.Pipe(duplex=False)[::-1]
+        arguments = [f"--home={self.home}", *self._options]
+        (self.home / "server").mkdir(exist_ok=True)
+        log = str(self.home / "server/server.log")
+        made = context.Process(target=run_server, args=(arguments, log, theirs, fault))
+        made.start()
+        theirs.close()
+        reader = os.dup(ours.fileno())
+        ours.close()
+        self._server = made
+        return reader
+
+    def kill(self) -> None:
+        """kill -9 of the server's process; returns when it is dead."""
+        self._server.kill()
+        self.wait_killed()
+
+    def wait_killed(self) -> None:
+        """Waits until the server's process was killed by SIGKILL."""
+        self._server.join(WAIT_S)
+        assert self._server.exitcode == -signal.SIGKILL, (self._server.exitcode, self.log())
+        self._server = None
+
+    def restart(self) -> None:
+        """As `start`, whether it runs or not."""
+        self.end()
+        self.start()
+
+    def end(self) -> None:
+        """As `kill`, whether it runs or not."""
+        if self._server is not None:
+            self._server.kill()
+            self._server.join()
+            self._server = None
+
+    def close(self) -> None:
+        """Cancels what runs, and sees that nothing is left."""
+        self.end()
+        try:
+            self.run("server", "start")
+            self.run("server", "stop", "--now")
+            wait_until(lambda: not self.processes(), "no process of the installation is left")
+        finally:
+            for pid in self.processes():
+                os.kill(pid, signal.SIGKILL)
+
+    def log(self) -> str:
+        return (self.home / "server/server.log").read_text()[-4000:]
+
+    # --- those who use it ---
+
+    def run(self, *arguments: str, exit_code: int | None = 0) -> subprocess.CompletedProcess[str]:
+        """Runs the command; ``exit_code`` None: any will do."""
+        with self.popen(*arguments) as process:
+            try:
+                out, err = process.communicate(timeout=2 * WAIT_S)
+            finally:
+                process.kill()
+        done = subprocess.CompletedProcess(arguments, process.returncode, out, err)
+        assert exit_code in (None, done.returncode), (done, self.log())
+        return done
+
+    def popen(self, *arguments: str) -> subprocess.Popen[str]:
+        """Starts the command."""
+        return subprocess.Popen(
+            [COMMAND, *arguments],
+            cwd=self.folder,
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment of commands."""
+        kept = {name: text for name, text in os.environ.items() if not name.startswith("MULTINODE")}
+        return {**kept, "MULTINODE_HOME": str(self.home)}
+
+    def known(self) -> dict[str, Any]:
+        """``server.json``."""
+        return json.loads((self.home / "server.json").read_text())
+
+    def connection(self) -> dict[str, str]:
+        """The variables by which programs reach it; the same before and after a restart."""
+        key = json.loads((self.home / "server/local.json").read_text())["key"]
+        port = self._options[0].removeprefix("--port=")
+        return {"MULTINODE_API_URL": f"http://127.0.0.1:{port}", "MULTINODE_API_KEY": key}
+
+    def client(self) -> Client:
+        connection = self.connection()
+        return Client(connection["MULTINODE_API_URL"], connection["MULTINODE_API_KEY"])
+
+    def function(self, name: str) -> Function[..., Any, Any]:
+        return get_deployed_function(PROJECT, name)
+
+    def server_info(self) -> wire.ServerInfo:
+        return self.client().call(wire.ServerInfo, "GET", path_of("server"))
+
+    def detail(self, invocation_id: str) -> wire.InvocationDetail:
+        path = path_of("invocations", invocation_id, "detail")
+        return self.client().call(wire.InvocationDetail, "GET", path)
+
+    def all_invocation_ids(self) -> Iterator[str]:
+        """Of the whole store."""
+        offset: str | None = None
+        while True:
+            path = path_of("invocations", offset=offset)
+            page = self.client().call(wire.InvocationList, "GET", path)
+            yield from (item.invocation_id for item in page.invocations)
+            offset = page.next_offset
+            if offset is None:
+                return
+
+    # --- what is there outside ---
+
+    def effects(self) -> dict[str, list[Effect]]:
+        """By label, in order."""
+        found = defaultdict(list)
+        for path in self.effects_folder.glob("*.*.*"):
+            label, what, at_ns = path.name.split(".")
+            if label:
+                found[label].append(Effect(label, what, int(at_ns), path.read_text()))
+        return {name: sorted(effects, key=lambda e: e.at_ns) for name, effects in found.items()}
+
+    def wait_for(self, label: str, what: str) -> Effect:
+        """The first such effect, once it is there."""
+        return wait_until(
+            lambda: next((e for e in self.effects().get(label, []) if e.what == what), None),
+            f"{label}.{what}",
+        )
+
+    def give(self, sign: str) -> None:
+        """Gives the functions a sign."""
+        (self.effects_folder / sign).touch()
+
+    def take_back(self, sign: str) -> None:
+        (self.effects_folder / sign).unlink()
+
+    def supervisor_of(self, invocation_id: str) -> int:
+        """The pid of the invocation's supervisor."""
+        worker_id = self.detail(invocation_id).executions[-1].worker_id
+        file = self.home / f"server/workers/{worker_id}.json"
+        return json.loads(file.read_text())["pid"]
+
+    def processes(self) -> list[int]:
+        """Every process whose command line names the installation's folder: servers by command, starters, workers."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if str(self.home).encode() in path.read_bytes():
+                    found.append(int(path.parent.name))
+        return [pid for pid in found if is_living(pid)]
+
+
+def wait_until(look: Callable[[], Any], what: str) -> Any:
+    """What ``look`` finds, once it is true."""
+    deadline = time.monotonic() + WAIT_S
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.005)
+    return found
+
+
+def _quiet_port() -> int:
+    """A free port that the system gives to nobody: while the server is dead nobody else may take it."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
