@@ -2,19 +2,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.faults.installation import Installation
 
 
-def make_installation(folder, *options: str) -> Iterator[Installation]:
+def make_installation(folder: Path, data_dir: Path | None = None) -> Iterator[Installation]:
     """One with the functions of ``project/`` deployed, whose server is dead when it is handed out."""
-    made = Installation(folder, *options)
-    made.start()
-    made.run("deploy")
-    made.kill()
-    yield made
-    made.close()
+    made = Installation(folder, data_dir)
+    try:
+        made.start()
+        made.run("deploy")
+        made.kill()
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture(scope="module")

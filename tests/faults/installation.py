@@ -40,11 +40,12 @@ WAIT_S = 30.0
 class Installation:
     """Everything below ``folder``; the server listens on a port of its own, the same one each time."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, data_dir: Path | None = None) -> None:
         self.folder = folder
         self.home = folder / "home"
+        self.data_dir = data_dir or self.home / "server"
         self.effects_folder = folder / "effects"
-        self._options = (f"--port={_quiet_port()}", "--capacity=cpu=4,memory=4GiB", *options)
+        self.port = _quiet_port()
         self._server: Any = None
         for made in (self.home, self.effects_folder, folder / "tasks"):
             made.mkdir(parents=True)
@@ -70,9 +71,8 @@ class Installation:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.faults.fault"])
         theirs, ours = context.Pipe(duplex=False)[::-1]
-        arguments = [f"--home={self.home}", *self._options]
-        (self.home / "server").mkdir(exist_ok=True)
-        log = str(self.home / "server/server.log")
+        arguments = [f"--home={self.home}", *self.options()]
+        log = str(self._log_file())
         made = context.Process(target=run_server, args=(arguments, log, theirs, fault))
         made.start()
         theirs.close()
@@ -80,6 +80,17 @@ class Installation:
         ours.close()
         self._server = made
         return reader
+
+    def options(self) -> list[str]:
+        """The server's."""
+        return [
+            f"--port={self.port}", "--capacity=cpu=4,memory=4GiB", f"--data-dir={self.data_dir}"
+        ]  # fmt: skip
+
+    @property
+    def pid(self) -> int:
+        """Of the server."""
+        return int(self.known()["pid"])
 
     def kill(self) -> None:
         """kill -9 of the server's process; returns when it is dead."""
@@ -108,7 +119,7 @@ class Installation:
         """Cancels what runs, and sees that nothing is left."""
         self.end()
         try:
-            self.run("server", "start")
+            self.run("server", "start", *self.options())
             self.run("server", "stop", "--now")
             wait_until(lambda: not self.processes(), "no process of the installation is left")
         finally:
@@ -116,7 +127,14 @@ class Installation:
                 os.kill(pid, signal.SIGKILL)
 
     def log(self) -> str:
-        return (self.home / "server/server.log").read_text()[-4000:]
+        """The end of the server's log."""
+        return self._log_file().read_text()[-4000:]
+
+    def _log_file(self) -> Path:
+        # Where the command has it too.
+        path = self.home / "server/server.log"
+        path.parent.mkdir(exist_ok=True)
+        return path
 
     # --- those who use it ---
 
@@ -155,9 +173,8 @@ class Installation:
 
     def connection(self) -> dict[str, str]:
         """The variables by which programs reach it; the same before and after a restart."""
-        key = json.loads((self.home / "server/local.json").read_text())["key"]
-        port = self._options[0].removeprefix("--port=")
-        return {"MULTINODE_API_URL": f"http://127.0.0.1:{port}", "MULTINODE_API_KEY": key}
+        key = json.loads((self.data_dir / "local.json").read_text())["key"]
+        return {"MULTINODE_API_URL": f"http://127.0.0.1:{self.port}", "MULTINODE_API_KEY": key}
 
     def client(self) -> Client:
         connection = self.connection()
@@ -212,7 +229,7 @@ class Installation:
     def supervisor_of(self, invocation_id: str) -> int:
         """The pid of the invocation's supervisor."""
         worker_id = self.detail(invocation_id).executions[-1].worker_id
-        file = self.home / f"server/workers/{worker_id}.json"
+        file = self.data_dir / f"workers/{worker_id}.json"
         return json.loads(file.read_text())["pid"]
 
     def processes(self) -> list[int]:
@@ -220,7 +237,8 @@ class Installation:
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
-                if str(self.home).encode() in path.read_bytes():
+                line = path.read_bytes()
+                if any(str(folder).encode() in line for folder in (self.home, self.data_dir)):
                     found.append(int(path.parent.name))
         return [pid for pid in found if is_living(pid)]
 

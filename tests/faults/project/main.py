@@ -178,5 +178,7 @@ def counts(label, sign):
     while not (EFFECTS / sign).exists():
         number += 1
         yield number
+        if number % 20 == 0:
+            note(label, f"at-{number}")
         time.sleep(0.01)
     yield "end"
