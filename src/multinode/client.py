@@ -167,8 +167,14 @@ class Client:
 
     def close(self) -> None:
         """Closes the connections that are idle; the client can be used again."""
-        while self._idle:
-            self._idle.pop().close()
+        while True:
+            try:
+                idle = self._idle.pop()
+            except (
+                IndexError
+            ):  # asking before would be no use: another thread may take the last one
+                return
+            idle.close()
 
     def __del__(self) -> None:
         if "_idle" in self.__dict__:  # else __init__ has raised

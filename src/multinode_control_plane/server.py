@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -26,7 +27,7 @@ import sqlalchemy as sa
 import uvicorn
 
 from multinode import wire
-from multinode.errors import Conflict, InputError, MultinodeError
+from multinode.errors import Conflict, InputError, MultinodeError, StorageFull
 from multinode_control_plane import migrations, model
 from multinode_control_plane.api.border import KnownHosts
 from multinode_control_plane.api.calls import ControlPlane
@@ -95,12 +96,23 @@ def main(argv: list[str] | None = None) -> int:
         with locked(settings.data_dir):
             _log_to_stderr(foreground=options.foreground)
             asyncio.run(serve(settings, ready, foreground=options.foreground))
-    except MultinodeError as error:
+    except (MultinodeError, OSError) as raised:
+        error = _told(raised)
         ready.failed(error)
         # As the commands tell theirs, for `server run` becomes this process.
         print(f"error: {error.message}\n{error.hint}".rstrip(), file=sys.stderr)  # noqa: T201
         return 2 if isinstance(error, InputError) else 1
     return 0
+
+
+def _told(error: MultinodeError | OSError) -> MultinodeError:
+    """The error for people. Raises any but a full disk's that is none."""
+    if isinstance(error, MultinodeError):
+        return error
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    message = "The control plane's disk is full: it cannot start."
+    return StorageFull(message, "Free some space where its data folder lies, then try again.")
 
 
 class Ready:

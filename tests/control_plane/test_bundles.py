@@ -1,13 +1,14 @@
 """The store of bundles and their extracted code."""
 
 import asyncio
+import errno
 import hashlib
 import io
 import tarfile
 
 import pytest
 
-from multinode.errors import BundleNotFound, BundleTooLarge, InvalidRequest
+from multinode.errors import BundleNotFound, BundleTooLarge, InvalidRequest, StorageFull
 from multinode_control_plane.runners import bundles as bundles_module
 from multinode_control_plane.runners.bundles import Bundles
 
@@ -54,6 +55,16 @@ def test_what_was_put_is_there_and_can_be_put_again(bundles):
 def test_content_under_a_wrong_name_is_refused_and_not_kept(bundles, tmp_path):
     with pytest.raises(InvalidRequest, match="SHA-256"):
         put(bundles, b"abc", "0" * 64)
+    assert files_below(tmp_path / "bundles") == []
+
+
+def test_a_full_disk_is_said_and_nothing_is_kept(bundles, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(bundles_module, "_keep", full)
+    with pytest.raises(StorageFull, match="disk is full"):
+        put(bundles, archive({"main.py": b"x = 1\n"}))
     assert files_below(tmp_path / "bundles") == []
 
 

@@ -109,11 +109,14 @@ class Installation:
         self.start()
 
     def end(self) -> None:
-        """As `kill`, whether it runs or not."""
+        """As `kill`, whether it runs or not, and whoever has started it."""
         if self._server is not None:
             self._server.kill()
             self._server.join()
             self._server = None
+        for pid in self.processes(b"multinode_control_plane"):
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda pid=pid: not is_living(pid), "its end")
 
     def close(self) -> None:
         """Cancels what runs, and sees that nothing is left."""
@@ -232,13 +235,14 @@ class Installation:
         file = self.data_dir / f"workers/{worker_id}.json"
         return json.loads(file.read_text())["pid"]
 
-    def processes(self) -> list[int]:
-        """Every process whose command line names the installation's folder: servers by command, starters, workers."""
+    def processes(self, word: bytes = b"") -> list[int]:
+        """Processes whose command line names the installation's folder, and ``word``: servers by command, starters, workers."""
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
                 line = path.read_bytes()
-                if any(str(folder).encode() in line for folder in (self.home, self.data_dir)):
+                folders = (str(self.home).encode(), str(self.data_dir).encode())
+                if word in line and any(folder in line for folder in folders):
                     found.append(int(path.parent.name))
         return [pid for pid in found if is_living(pid)]
 

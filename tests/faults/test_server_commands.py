@@ -138,7 +138,7 @@ def test_the_port_of_last_time_is_used_again_or_a_free_one(shared):
         assert "Choose another --port" in refused.stderr
         shared.run("server", "start")
         assert not shared.known()["url"].endswith(f":{shared.port}")
-        assert shared.run("invoke", "returns", "label=elsewhere").stdout == '"elsewhere"\n'
+        assert shared.run("invoke", "returns", "label=elsewhere").stdout == "elsewhere\n"
         shared.run("server", "stop")
     nothing_is_left(shared)
 

@@ -3,6 +3,7 @@ import os
 import signal
 import socket
 import threading
+from collections import deque
 from typing import List
 
 import pytest
@@ -256,6 +257,16 @@ def test_threads_share_a_client(plane):
 
     assert answers == [wire.Empty()] * 40
     assert plane.connections <= 4
+
+
+def test_connections_are_closed_although_another_thread_takes_the_last_one(plane):
+    class Raced(deque):
+        def __bool__(self):
+            return True
+
+    client = plane.client()
+    client._idle = Raced()
+    client.close()
 
 
 def test_a_fork_does_not_use_its_parents_connections(plane):

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from multinode import wire
-from multinode.errors import NotAllowed
+from multinode.errors import MultinodeError, NotAllowed
 from multinode_control_plane.api.calls import Call, until
 from multinode_control_plane.api.output import with_heartbeats
 from multinode_control_plane.service import deployments as cases
@@ -62,12 +62,20 @@ async def build_environment(call: Call) -> StreamingResponse:
     async def events() -> AsyncIterator[wire.BuildEvent]:
         async for event in call.plane.runner.build(call.body):
             if event.environment is not None:
-                await call.plane.store.write(
-                    partial(cases.save_environment, info=event.environment)
-                )
-            yield event
+                yield await _saved(call, event, event.environment)
+            else:
+                yield event
 
     return StreamingResponse(with_heartbeats(events()), media_type="application/x-ndjson")
+
+
+async def _saved(call: Call, made: wire.BuildEvent, info: wire.EnvironmentInfo) -> wire.BuildEvent:
+    """``made``, once it is stored. An answer that streams has begun: an error is an event of it."""
+    try:
+        await call.plane.store.write(partial(cases.save_environment, info=info))
+    except MultinodeError as error:
+        return wire.BuildEvent(error=wire.ErrorBody(error.code, error.message, error.hint))
+    return made
 
 
 async def put_bundle(call: Call) -> wire.Empty:

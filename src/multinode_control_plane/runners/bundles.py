@@ -12,6 +12,7 @@ extracted.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import re
@@ -23,7 +24,7 @@ from collections.abc import AsyncIterable
 from contextlib import suppress
 from pathlib import Path
 
-from multinode.errors import BundleNotFound, BundleTooLarge, InvalidRequest
+from multinode.errors import BundleNotFound, BundleTooLarge, InvalidRequest, StorageFull
 from multinode.limits import MAX_BUNDLE_BYTES
 from multinode.worker import processes
 
@@ -66,11 +67,19 @@ class Bundles:
         """Stores an archive. Returns when it is on disk; one that is there already is left as it is.
 
         Raises BundleTooLarge past 100 MiB, and InvalidRequest where ``content`` is not what its name says; then
-        nothing is kept.
+        nothing is kept. Raises StorageFull where there is no room.
         """
         target = self._archive(sha256)
         if target.exists():
             return
+        try:
+            await self._put(sha256, content, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise _no_room() from error
+
+    async def _put(self, sha256: str, content: AsyncIterable[bytes], target: Path) -> None:
         with tempfile.NamedTemporaryFile(
             dir=self._archives, prefix=".writing-", delete=False
         ) as file:
@@ -132,6 +141,11 @@ class Bundles:
 def _too_large() -> BundleTooLarge:
     message = f"The bundle is over {MAX_BUNDLE_BYTES // 1024**2} MiB."
     return BundleTooLarge(message, "Name what functions do not need in .multinodeignore.")
+
+
+def _no_room() -> StorageFull:
+    message = "The control plane's disk is full: the bundle was not stored."
+    return StorageFull(message, "Free some space where its data folder lies, then deploy again.")
 
 
 def _keep(descriptor: int, writing: Path, target: Path) -> None:

@@ -181,4 +181,5 @@ def counts(label, sign):
         if number % 20 == 0:
             note(label, f"at-{number}")
         time.sleep(0.01)
+    note(label, "end")
     yield "end"
