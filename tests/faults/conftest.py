@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,4 +44,3 @@ def use(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the SDK talk to it."""
     for name, value in installation.connection().items():
         monkeypatch.setenv(name, value)
-    os.environ.pop("MULTINODE_RETRY_SECONDS", None)

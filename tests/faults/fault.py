@@ -16,7 +16,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from multinode_control_plane import server, store
-from multinode_control_plane.service import access, deployments, executions, invocations, rows
+from multinode_control_plane.service import deployments, executions, invocations, rows
 
 USE_CASES: dict[str, tuple[Any, str]] = {
     "start": (invocations, "start"),
@@ -27,8 +27,7 @@ USE_CASES: dict[str, tuple[Any, str]] = {
     "worker is to be stopped": (executions, "StopWorker"),
     "version registered": (deployments, "register"),
     "project is to be deleted": (deployments, "delete"),
-    "project removed": (executions, "purge_if_empty"),
-    "key made": (access, "create_key"),
+    "project removed": (invocations, "RemoveLogs"),
 }
 """Events that are no change of an invocation's status, and the functions that make them."""
 

@@ -102,7 +102,6 @@ def test_restart_leaves_workers_running_and_adopts_them(running):
 
 
 def test_callers_do_not_notice_a_restart(running):
-    """Also those that find the control plane by its file, as applications on its machine do."""
     with ThreadPoolExecutor(1) as pool:
         held, go = hold(running, "unnoticed")
         waiting = pool.submit(running.function("impatient").await_result, held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -250,3 +251,43 @@ def test_nothing_is_lost(shared, event, play, when):
     ids = {item.invocation_id for item in caller.told}
     assert problems(history(shared, [caller], sorted(ids))) == []
     assert shared.server_info().in_flight == 0
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_version_is_registered_whole_or_not_at_all(shared, when):
+    project = f"registered-{when}"
+    run_through(shared, Fault("version registered", when), "deploy", "--project-name", project)
+    again = shared.run("deploy", "--project-name", project, "--json")
+    assert not json.loads(again.stdout)["data"]["created"]
+    assert shared.run("invoke", f"{project}/returns", "label=registered").stdout == "registered\n"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("event", ["project is to be deleted", "project removed"])
+def test_a_project_is_removed_whole(shared, event, when):
+    project, label = f"removed-{when}", f"{event.replace(' ', '-')}-{when}"
+    shared.start()
+    shared.run("deploy", "--project-name", project)
+    shared.run("invoke", f"{project}/sleeps", f"label={label}", "--detach")
+    shared.wait_for(label, "start")
+    shared.end()
+    run_through(shared, Fault(event, when), "undeploy", project, "--yes")
+    shared.wait_for(label, "cancelled")
+    wait_until(lambda: shared.server_info().workers == 0, "every worker is gone")
+    projects = json.loads(shared.run("list", "--json").stdout)["data"]
+    assert project not in json.dumps(projects)
+    shared.run("invoke", f"{project}/returns", "label=x", exit_code=3)
+
+
+def run_through(installation: Installation, fault: Fault, *command: str) -> None:
+    """Runs a command whose control plane is killed under it, and restarted; again where it has given up."""
+    installation.start(fault)
+    with installation.popen(*command) as process:
+        try:
+            installation.wait_killed()
+        finally:
+            installation.restart()
+        process.communicate()
+    if process.returncode != 0:
+        assert process.returncode in (3, 5), "not found: it is removed already; or out of reach"
+        installation.run(*command, exit_code=None)
