@@ -472,6 +472,8 @@ class ServerInfo(Record):
     """Which of ``cpu`` and ``memory`` the runner enforces."""
     clock: str = ""
     """The control plane's time."""
+    unenforced_reason: str = ""
+    """Why ``enforces`` is not all."""
 
 
 class StopRequest(Record):

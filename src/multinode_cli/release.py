@@ -250,6 +250,7 @@ def _warnings(described: Described) -> list[str]:
     if missing:
         warnings.append(
             f"the {server.runner} runner does not enforce {' and '.join(missing)} on this machine"
+            + (f": {server.unenforced_reason}" if server.unenforced_reason else "")
         )
     return warnings
 

@@ -74,6 +74,38 @@ def spawn(marker):
 
 
 @mn.function()
+def scatter(marker):
+    """Leaves processes in sessions of their own: a fork, a program, and a program without environment."""
+    pids = [
+        subprocess.Popen(["sleep", "600"], start_new_session=True, env=env).pid
+        for env in (None, {})
+    ]
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        time.sleep(600)
+        os._exit(0)
+    Path(marker + ".new").write_text(" ".join(map(str, [*pids, pid])))
+    os.rename(marker + ".new", marker)
+    time.sleep(600)
+
+
+@mn.function()
+def fill(mib):
+    """Takes that much memory."""
+    return len(bytearray(b"x") * (mib * 1024 * 1024)) // (1024 * 1024)
+
+
+@mn.function()
+def spin(seconds):
+    """Uses all the cpu that it gets; how much that was."""
+    began, ends_at = time.process_time(), time.monotonic() + seconds
+    while time.monotonic() < ends_at:
+        pass
+    return time.process_time() - began
+
+
+@mn.function()
 def stubborn(marker):
     """Does not end when it is interrupted."""
     Path(marker).write_text("")
@@ -167,6 +199,7 @@ class Stage:
             function=function,
             input=encode_input(args, {}),
             grace_s=60.0,
+            memory_mib=changes.get("memory_mib", 256),
         )
         known = self.plane.assign(assignment)
         record = self.plane.record(known.worker_id)
@@ -189,9 +222,9 @@ class Stage:
         await self.runner.start(launch)
         return launch
 
-    async def start_and_wait_for(self, path, function, *args):
+    async def start_and_wait_for(self, path, function, *args, **changes):
         """Starts a function that writes a file at ``path`` once it runs."""
-        launch = await self.start(function, *args)
+        launch = await self.start(function, *args, **changes)
         await until(path.exists)
         return launch
 
@@ -422,7 +455,8 @@ def test_workers_outlive_the_runner_and_are_adopted(stage, tmp_path):
             assert await stage.runner.alive(launch.worker_id)
             killed_at = time.monotonic()
             os.kill(stage.supervisor(launch)["pid"], signal.SIGKILL)
-            await stage.ends.of(launch.worker_id)
+            end = await stage.ends.of(launch.worker_id)
+            assert (end.signal, end.detail) == (9, "its supervisor was killed by signal 9")
             assert stage.ends.at[launch.worker_id] - killed_at < 1
             assert not is_living(int(marker.read_text()))
 
@@ -436,7 +470,8 @@ def test_an_adopted_worker_can_be_stopped_with_grace(stage, tmp_path):
             launch = await stage.start_and_wait_for(marker, "sleep", str(marker))
         async with stage.opened(launch.worker_id):
             await stage.runner.stop(launch.worker_id, 30.0)
-            await stage.ends.of(launch.worker_id)
+            end = await stage.ends.of(launch.worker_id)
+            assert (end.exit_code, end.signal, end.detail) == (0, None, "")
             assert stage.plane.record(launch.worker_id).end.outcome == "lost"
 
     asyncio.run(main())
@@ -504,6 +539,167 @@ def test_a_worker_of_a_killed_starter_is_adopted(stage, tmp_path):
             assert stage.adopted == {launch.worker_id}
             await stage.runner.stop(launch.worker_id, 0.0)
             await stage.ends.of(launch.worker_id)
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells of them")
+def test_nothing_is_left_where_starter_and_supervisor_are_killed(stage, tmp_path):
+    async def main():
+        async with stage.opened():
+            marker, other_marker = tmp_path / "marker", tmp_path / "other"
+            launch = await stage.start_and_wait_for(marker, "scatter", str(marker))
+            other = await stage.start_and_wait_for(other_marker, "spawn", str(other_marker))
+            kill_both(stage.supervisor(launch))
+            end = await stage.ends.of(launch.worker_id)
+            assert "so was the starter" in end.detail
+            assert not any(map(is_living, findable(stage, marker)))
+            assert await stage.runner.alive(other.worker_id)
+            assert is_living(int(other_marker.read_text()))
+            await stage.runner.stop(other.worker_id, 0.0)
+            await stage.ends.of(other.worker_id)
+            assert not is_living(int(other_marker.read_text()))
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells of them")
+def test_what_was_left_while_no_runner_was_there_is_killed_at_the_next_start(stage, tmp_path):
+    async def main():
+        marker = tmp_path / "marker"
+        async with stage.opened():
+            launch = await stage.start_and_wait_for(marker, "scatter", str(marker))
+        supervisor = stage.supervisor(launch)
+        kill_both(supervisor)
+        await until(lambda: not is_living(supervisor["pid"]))
+        assert all(map(is_living, findable(stage, marker)))
+        async with stage.opened(launch.worker_id):
+            assert stage.adopted == set()
+            assert not any(map(is_living, findable(stage, marker)))
+
+    asyncio.run(main())
+
+
+def kill_both(supervisor):
+    for name in ("starter_pid", "pid"):
+        os.kill(supervisor[name], signal.SIGKILL)
+
+
+def findable(stage, marker):
+    """The processes that ``scatter`` left; not that without an environment where no cgroup holds it, which is killed here."""
+    named, nameless, forked = map(int, marker.read_text().split())
+    if stage.runner.enforces:
+        return [named, nameless, forked]
+    with suppress(ProcessLookupError):
+        os.kill(nameless, signal.SIGKILL)
+    return [named, forked]
+
+
+def test_an_adopted_worker_that_ended_by_itself_has_an_ordinary_end(stage, tmp_path):
+    async def main():
+        marker = tmp_path / "marker"
+        async with stage.opened():
+            launch = await stage.start_and_wait_for(marker, "sleep", str(marker))
+        async with stage.opened(launch.worker_id):
+            os.kill(stage.supervisor(launch)["pid"], signal.SIGTERM)
+            end = await stage.ends.of(launch.worker_id)
+            assert (end.exit_code, end.signal, end.detail) == (0, None, "")
+
+    asyncio.run(main())
+
+
+def needs(stage, limit):
+    """Skips where the machine does not let this limit be set; with CI=true that is a failure where it plainly would."""
+    if limit not in stage.runner.enforces:
+        reason = f"{limit} is not enforced here: {stage.runner.unenforced_reason}"
+        assert not (os.environ.get("CI") == "true" and is_cgroup_handed_over()), reason
+        pytest.skip(reason)
+
+
+def is_cgroup_handed_over():
+    """Whether this is a container's root with the whole tree of cgroups (version 2) to itself."""
+    top = Path("/sys/fs/cgroup")
+    return (
+        os.geteuid() == 0
+        and not Path("/run/systemd/system").exists()
+        and (top / "cgroup.controllers").exists()
+        and os.access(top / "cgroup.procs", os.W_OK)
+        and (top / "cgroup.subtree_control").read_text().count("memory") > 0
+    )
+
+
+def test_memory_over_its_limit_is_told_as_such(stage):
+    async def main():
+        async with stage.opened():
+            needs(stage, "memory")
+            launch = await stage.start("fill", 200, memory_mib=64)
+            assert (await stage.ends.of(launch.worker_id)).exit_code == 0
+            end = stage.plane.record(launch.worker_id).end
+            assert end.error.message == "killed: out of memory at its limit of 64 MiB"
+            assert (end.outcome, end.signal) == ("lost", signal.SIGKILL)
+            assert 60 < end.peak_memory_bytes / 2**20 <= 65
+
+    asyncio.run(main())
+
+
+def test_memory_within_its_limit_is_had(stage):
+    async def main():
+        async with stage.opened():
+            needs(stage, "memory")
+            launch = await stage.start("fill", 40, memory_mib=64)
+            await stage.ends.of(launch.worker_id)
+            assert stage.plane.record(launch.worker_id).end.result == "40"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_busy_loop_gets_the_cpu_that_it_was_given(stage, fresh):
+    async def main():
+        async with stage.opened():
+            needs(stage, "cpu")
+            launch = await stage.start("spin", 1.0, cpu=0.1, fresh_interpreter=fresh)
+            await stage.ends.of(launch.worker_id)
+            used_s = float(stage.plane.record(launch.worker_id).end.result)
+            assert 0.02 < used_s < 0.2
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_is_out_of_cpu_hears_its_supervisor_all_the_same(stage, tmp_path):
+    async def main():
+        async with stage.opened():
+            needs(stage, "cpu")
+            marker = tmp_path / "marker"
+            launch = await stage.start_and_wait_for(marker, "spawn", str(marker), cpu=0.1)
+            supervisor = stage.supervisor(launch)
+            inside = [
+                int(pid)
+                for folder in supervisor["cgroups"]
+                for pid in Path(folder, "cgroup.procs").read_text().split()
+            ]
+            assert int(marker.read_text()) in inside
+            assert supervisor["pid"] not in inside
+            await stage.runner.stop(launch.worker_id, 0.0)
+            await stage.ends.of(launch.worker_id)
+            await until(lambda: not any(map(os.path.exists, supervisor["cgroups"])))
+
+    asyncio.run(main())
+
+
+def test_an_adopted_worker_keeps_its_limits_and_no_cgroup_is_left(stage, tmp_path):
+    async def main():
+        marker = tmp_path / "marker"
+        async with stage.opened():
+            needs(stage, "memory")
+            launch = await stage.start_and_wait_for(marker, "sleep", str(marker))
+            folders = stage.supervisor(launch)["cgroups"]
+        async with stage.opened(launch.worker_id):
+            assert all(map(os.path.exists, folders))
+            await stage.runner.stop(launch.worker_id, 30.0)
+            await stage.ends.of(launch.worker_id)
+            await until(lambda: not any(map(os.path.exists, folders)))
+        assert not any(Path(folder).parent.exists() for folder in folders)
 
     asyncio.run(main())
 

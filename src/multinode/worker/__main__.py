@@ -23,7 +23,9 @@ def main(arguments: List[str]) -> NoReturn:
     signals = supervisor.Signals()
     launch = _read_launch(arguments)
     processes.adopt_orphans()
-    supervisor.supervise(launch, child.start(), signals)
+    forked = child.start()
+    cgroup = supervisor.make_cgroup(launch.cgroups, forked)
+    supervisor.supervise(launch, forked, signals, cgroup)
 
 
 def _read_launch(arguments: List[str]) -> Launch:

@@ -12,16 +12,17 @@ from .launch import Launch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import Optional, Sequence
 
 
 class WorkerFile:
     """``workers/<id>.json``: it is there and locked while its supervisor lives.
 
-    A runner that finds it locked knows that the process which wrote it is alive, whatever became of its pid.
+    A runner that finds it locked knows that the process which wrote it is alive, whatever became of its pid. A supervisor that fails, or is
+    killed, leaves it; its starter then notes in it how that ended, once nothing of the worker is left.
     """
 
-    def __init__(self, path: str, worker_id: str) -> None:
+    def __init__(self, path: str, worker_id: str, cgroups: Sequence[str] = ()) -> None:
         """Writes and locks the file, which appears complete and locked. Raises OSError."""
         self._path = path
         pid = os.getpid()
@@ -31,6 +32,8 @@ class WorkerFile:
             "start_time": processes.start_of(pid),
             "boot_id": processes.boot_id(),
             "starter_pid": os.getppid(),
+            "starter_mark": os.environ.get(processes.STARTER_MARK, ""),
+            "cgroups": cgroups,
         }
         draft = f"{path}.{pid}"
         self._fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -42,6 +45,16 @@ class WorkerFile:
         """Removes the file; its lock ends with this process."""
         with suppress(OSError):
             os.unlink(self._path)  # noqa: PTH108
+
+
+def note_end(path: str, status: int) -> None:
+    """Adds to the file of a supervisor that is gone how it ended: its raw wait status."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            os.write(fd, json.dumps({"status": status}).encode() + b"\n")
+        finally:
+            os.close(fd)
 
 
 class Folders:

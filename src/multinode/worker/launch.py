@@ -8,7 +8,7 @@ from ..records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import Optional, Tuple
 
 
 class Launch(Record):
@@ -29,6 +29,10 @@ class Launch(Record):
     """Written before the first request and locked (flock) while the supervisor lives."""
     log_file: Optional[str] = None
     """Records of the child's output are appended here, one JSON object a line: ``{"at", "stream", "text"}``."""
+    cgroups: Optional[Tuple[str, ...]] = None
+    """Folders below which the worker makes its cgroup; None: nothing is limited, or the container is."""
+    cpu: Optional[float] = None
+    memory_mib: Optional[int] = None
 
     def to_json(self) -> str:
         """The launch as one line of JSON."""

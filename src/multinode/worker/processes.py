@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 IS_LINUX = sys.platform == "linux"
 
+STARTER_MARK = "MULTINODE_STARTER"
+"""Environment variable of a starter and of all that comes of it: by its value they are found when nobody guards them any more."""
+
 # prctl(2)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -56,6 +59,12 @@ def start_of(pid: int) -> int:
     """When a process started, in clock ticks since boot; 0 where that is unknown. A reused pid has another one."""
     fields = _stat_fields(str(pid))
     return int(fields[19]) if fields else 0
+
+
+def parent_of(pid: int) -> int:
+    """The parent of a process; 0 where that is unknown."""
+    fields = _stat_fields(str(pid))
+    return int(fields[1]) if fields else 0
 
 
 @lru_cache(maxsize=None)
@@ -165,10 +174,17 @@ def peak_bytes(max_rss: int) -> int:
 
 
 class OomCounter:
-    """Counts the processes of this process's memory cgroup (v1 or v2) that the kernel killed for lack of memory."""
+    """Counts the processes of a memory cgroup (v1 or v2; this process's own) that the kernel killed for lack of memory."""
 
-    def __init__(self, proc: str = "/proc/self", cgroups: str = "/sys/fs/cgroup") -> None:
-        self._path = _oom_events_file(proc, cgroups)
+    def __init__(
+        self,
+        proc: str = "/proc/self",
+        cgroups: str = "/sys/fs/cgroup",
+        *,
+        events: Optional[str] = None,
+    ) -> None:
+        """``events`` is the file to read where it is known."""
+        self._path = events or _oom_events_file(proc, cgroups)
         self._before = self._read()
 
     def has_risen(self) -> bool:

@@ -1,4 +1,4 @@
-"""The starter: an environment's fork server. ``python -m multinode.worker.starter --socket-fd N``.
+"""The starter: an environment's fork server. ``python -m multinode.worker.starter --socket-fd N [--cgroup FOLDER …]``.
 
 It has imported what supervisors and children need, never the user's code, and forks a supervisor for each start, so that no
 worker pays for an interpreter's start. One supervisor, with its child, is forked ahead and waits for its launch. The first
@@ -25,11 +25,12 @@ from contextlib import suppress
 from .. import wire
 from ..records import Record
 from . import child, processes, supervisor
+from .folders import note_end
 from .launch import Launch, from_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, NoReturn, Optional, Set
+    from typing import Any, Dict, List, NoReturn, Optional, Sequence, Set
 
 RECEIVE_BYTES = 65536
 
@@ -44,11 +45,13 @@ class Spare(Record):
 class Starter:
     """See the module."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, cgroups: Sequence[str] = ()) -> None:
         self._connection: Optional[socket.socket] = connection
+        self._cgroups = cgroups
+        """Folders below which workers make their cgroups."""
         self._inherited = _open_descriptors() - {connection.fileno()}
         """Given to this process for its life and its workers': a lock on the environment."""
-        self._workers: Dict[int, str] = {}
+        self._workers: Dict[int, Launch] = {}
         self._spare: Optional[Spare] = None
         self._wants_spare = True
         """False after one has died or could not be made, until the next start: a machine that is full is not hammered."""
@@ -84,6 +87,9 @@ class Starter:
                 _prepare()
                 is_prepared = True
             self._refill()
+        with suppress(ChildProcessError):  # the one that was forked ahead, which ends by itself
+            while True:
+                os.waitpid(-1, 0)
 
     def _refill(self) -> None:
         if self._connection is None or self._spare is not None or not self._wants_spare:
@@ -125,7 +131,7 @@ class Starter:
         except OSError as error:
             self._tell(failed=launch.worker_id, message=f"a process could not be made: {error}")
             return
-        self._workers[pid] = launch.worker_id
+        self._workers[pid] = launch
         self._wants_spare = True
         self._tell(started=launch.worker_id, pid=pid)
 
@@ -149,7 +155,8 @@ class Starter:
         try:
             pid = os.fork()
             if pid == 0:
-                _live(lambda: _supervise_when_told(reading, {reading, *self._inherited}))
+                kept = {reading, *self._inherited}
+                _live(lambda: _supervise_when_told(reading, kept, self._cgroups))
         except OSError:
             os.close(writing)
             raise
@@ -191,11 +198,12 @@ class Starter:
             if self._spare is not None and pid == self._spare.pid:
                 self._drop_spare()
                 self._wants_spare = False
-            worker_id = self._workers.pop(pid, None)
-            if worker_id is not None:
+            launch = self._workers.pop(pid, None)
+            if launch is not None:
                 if status != 0:  # otherwise it has itself seen to it that nothing is left
                     self._kill_orphans()
-                self._tell(gone=worker_id, status=status)
+                    note_end(launch.worker_file or "", status)
+                self._tell(gone=launch.worker_id, status=status)
 
     def _kill_orphans(self) -> None:
         """Kills every child that is no supervisor, and those that become ours by that, until there are none."""
@@ -224,19 +232,23 @@ def _live(life: Any) -> NoReturn:
         os._exit(1)
 
 
-def _supervise_when_told(reading: int, kept: Set[int]) -> NoReturn:
+def _supervise_when_told(reading: int, kept: Set[int], cgroups: Sequence[str]) -> NoReturn:
     os.setsid()
     signal.set_wakeup_fd(-1)
     processes.close_all_but(kept)
     signals = supervisor.Signals()
     processes.adopt_orphans()
     forked = child.start()
+    cgroup = supervisor.make_cgroup(cgroups, forked)
     with os.fdopen(reading) as pipe:
         text = pipe.read()
     if not text:  # the starter needs it no more, or is gone
         processes.kill_group(forked.pid)
+        processes.kill_remaining_children()
+        if cgroup is not None:
+            cgroup.remove()
         os._exit(0)
-    supervisor.supervise(from_json(text), forked, signals)
+    supervisor.supervise(from_json(text), forked, signals, cgroup)
 
 
 def _exec(reading: int, kept: Set[int], variables: Dict[str, str]) -> None:
@@ -291,12 +303,13 @@ def _prepare() -> None:
 
 def main(arguments: List[str]) -> None:
     """Serves the socket whose descriptor is in ``arguments``."""
-    if arguments[:1] != ["--socket-fd"] or len(arguments) != 2:
-        sys.exit("multinode starter: give --socket-fd N")
-    connection = socket.socket(fileno=int(arguments[1]))
+    names, values = arguments[::2], arguments[1::2]
+    if names != ["--socket-fd", *["--cgroup"] * (len(values) - 1)]:
+        sys.exit("multinode starter: give --socket-fd N, and --cgroup FOLDER as often as needed")
+    connection = socket.socket(fileno=int(values[0]))
     connection.setblocking(True)
     processes.adopt_orphans()
-    Starter(connection).run()
+    Starter(connection, values[1:]).run()
 
 
 if __name__ == "__main__":

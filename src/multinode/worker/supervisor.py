@@ -15,6 +15,7 @@ from time import monotonic
 
 from .. import wire
 from . import frames, processes
+from .cgroup import Cgroup
 from .child import Child
 from .endings import (
     Death,
@@ -32,7 +33,7 @@ from .reports import Assigned, Claimed, Mailbox, Ordered, Refused, Reports, Sent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, NoReturn, Optional
+    from typing import Callable, Dict, NoReturn, Optional, Sequence
 
     from .reports import Event
 
@@ -87,7 +88,9 @@ class Signals:
         self.is_terminated = True
 
 
-def supervise(launch: Launch, child: Child, signals: Signals) -> NoReturn:
+def supervise(
+    launch: Launch, child: Child, signals: Signals, cgroup: Optional[Cgroup] = None
+) -> NoReturn:
     """Lives one worker's life and exits: 0 after every end, 1 where it could not begin."""
     worker_file: Optional[WorkerFile] = None
     folders: Optional[Folders] = None
@@ -95,9 +98,10 @@ def supervise(launch: Launch, child: Child, signals: Signals) -> NoReturn:
     status = 1
     try:
         if launch.worker_file is not None:
-            worker_file = WorkerFile(launch.worker_file, launch.worker_id)
+            cgroups = cgroup.folders if cgroup is not None else ()
+            worker_file = WorkerFile(launch.worker_file, launch.worker_id, cgroups)
         folders = Folders(launch)
-        supervisor = Supervisor(launch, child, signals, folders)
+        supervisor = Supervisor(launch, child, signals, folders, cgroup)
         supervisor.run()
         status = 0
     except Exception as error:  # the outermost edge
@@ -107,11 +111,24 @@ def supervise(launch: Launch, child: Child, signals: Signals) -> NoReturn:
             supervisor is None or not supervisor.is_childless
         ):  # else its pid may be another's by now
             processes.kill_group(child.pid)
+        if cgroup is not None:
+            cgroup.kill()
         processes.kill_remaining_children()
-        for kept in (folders, worker_file):
+        # Where it could not begin, its file stays for its starter to say so in it.
+        for kept in (cgroup, folders, worker_file if status == 0 else None):
             if kept is not None:
                 kept.remove()
         os._exit(status)
+
+
+def make_cgroup(parents: Optional[Sequence[str]], child: Child) -> Optional[Cgroup]:
+    """A cgroup with the child in it; None where none is wanted or can be made."""
+    if not parents:
+        return None
+    try:
+        return Cgroup.make(parents, child.pid)
+    except OSError:  # without limits is better than not at all; it is said in the log
+        return None
 
 
 def say(launch: Launch, text: str) -> None:
@@ -126,8 +143,16 @@ def say(launch: Launch, text: str) -> None:
 class Supervisor:
     """One worker's life. Phases: *starting* (exchange, import), *claiming*, *running*, *ended* (its end is known)."""
 
-    def __init__(self, launch: Launch, child: Child, signals: Signals, folders: Folders) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        child: Child,
+        signals: Signals,
+        folders: Folders,
+        cgroup: Optional[Cgroup],
+    ) -> None:
         self._launch = launch
+        self._cgroup = cgroup
         self._child = child
         self._signals = signals
         self._folders = folders
@@ -156,7 +181,7 @@ class Supervisor:
         """Goes on until the child is dead and nothing is left to say."""
         sys.setswitchinterval(SWITCH_S)
         self._reports.start()
-        self._oom = processes.OomCounter()  # while the code is exchanged, before the child has work
+        self._limit()  # while the code is exchanged, before the child has work
         self._selector.register(self._signals.wake_fd, selectors.EVENT_READ, self._signals.hush)
         self._selector.register(self._child.channel, selectors.EVENT_READ, self._read_channel)
         for fd in self._output.fds:
@@ -164,6 +189,19 @@ class Supervisor:
         while not self._is_over():
             self._tick()
         self._output.drain()
+
+    def _limit(self) -> None:
+        """Limits the child, and begins to count what the kernel kills for lack of memory."""
+        cgroup, launch = self._cgroup, self._launch
+        if launch.cgroups and launch.cpu and launch.memory_mib:
+            try:
+                if cgroup is None:
+                    self._log.note("This worker has no cgroup: its cpu and memory are not limited.")
+                else:
+                    cgroup.limit(launch.cpu, launch.memory_mib)
+            except OSError as error:
+                self._log.note(f"Its cpu and memory could not be limited: {error}")
+        self._oom = processes.OomCounter(events=None if cgroup is None else cgroup.oom_events())
 
     @property
     def is_childless(self) -> bool:
@@ -397,12 +435,17 @@ class Supervisor:
                 self._on_death(reaped)
 
     def _on_death(self, reaped: processes.Reaped) -> None:
+        was_out_of_memory = self._oom.has_risen()
+        peak_bytes = reaped.peak_memory_bytes
+        if was_out_of_memory and self._cgroup is not None:
+            # What was counted against the limit: of all its processes, without what is shared with the starter.
+            peak_bytes = self._cgroup.peak_bytes() or peak_bytes
         self._death = death = Death(
             exit_code=reaped.exit_code,
             signal=reaped.signal,
-            peak_memory_bytes=reaped.peak_memory_bytes,
+            peak_memory_bytes=peak_bytes,
             was_killed_by_us=self._was_killed_by_us,
-            was_out_of_memory=self._oom.has_risen(),
+            was_out_of_memory=was_out_of_memory,
         )
         while self._take_frames():  # what it said before it died
             pass

@@ -114,6 +114,8 @@ def _control_plane(session: Session) -> list[Check]:
         return [Check("control plane", "FAIL", error.message, error.hint)]
     missing = [name for name in ("cpu", "memory") if name not in info.enforces]
     limits = f", does not enforce {' and '.join(missing)}" if missing else ""
+    if missing and info.unenforced_reason:
+        limits += f": {info.unenforced_reason}"
     return [
         Check("control plane", "ok", f"{client.url}, version {info.version}"),
         Check("runner", "note" if missing else "ok", f"{info.runner}{limits}"),

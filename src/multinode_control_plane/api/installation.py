@@ -47,6 +47,7 @@ async def server(call: Call) -> wire.ServerInfo:
         cpu_capacity=capacity.cpu,
         memory_capacity_mib=capacity.memory_mib,
         enforces=list(plane.runner.enforces),
+        unenforced_reason=plane.runner.unenforced_reason,
         clock=model.to_time(time.time()),
     )
 

@@ -60,7 +60,9 @@ class Runner(Protocol):
     name: str
     """``process``, ``docker`` or ``ecs``."""
     enforces: tuple[str, ...]
-    """Which of ``cpu`` and ``memory`` are enforced here."""
+    """Which of ``cpu`` and ``memory`` are enforced here; known once it is open."""
+    unenforced_reason: str
+    """Why not both, in words; empty where both are."""
 
     async def open(self, on_end: OnEnd, worker_url: str) -> None:
         """Makes it ready. ``on_end`` is called on the loop, once for each worker made or adopted, when it is gone."""

@@ -6,9 +6,11 @@
 
 A worker that a starter of this server made is gone when the starter says so. One that was adopted from an earlier
 server, or whose starter was killed, is watched through its supervisor's process; it is gone when that has ended and
-its starter, if it still lives, has killed what was left.
+its starter has killed what was left and noted so in the worker's file, or, where there is no starter, this
+module has (``leftovers``, ``cgroups``).
 
-It isolates nothing: functions run as the server's user.
+cpu and memory are limited where a cgroup can be made for a worker (``cgroups``). It isolates nothing: functions run as the
+server's user.
 """
 
 from __future__ import annotations
@@ -28,15 +30,22 @@ from multinode.errors import MultinodeError
 from multinode.wire import BuildEvent, BuildRequest, LogRecord
 from multinode.worker import processes
 from multinode.worker.launch import Launch
-from multinode_control_plane.runners import OnEnd, WorkerEnd, WorkerLaunch, WorkerNotMadeError
+from multinode_control_plane.runners import (
+    OnEnd,
+    WorkerEnd,
+    WorkerLaunch,
+    WorkerNotMadeError,
+    cgroups,
+    leftovers,
+)
 from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.runners.log_files import LogFiles
 from multinode_control_plane.runners.starters import Starter
 from multinode_control_plane.runners.virtualenv import Virtualenvs
 from multinode_control_plane.runners.worker_processes import (
     WatchedProcess,
+    WorkerFile,
     is_held,
-    is_living,
     read,
 )
 
@@ -45,7 +54,9 @@ log = logging.getLogger(__name__)
 STARTER_IDLE_S = 180.0
 """How long a starter without workers is kept: it costs about 10 MiB, and starting one 50 to 100 ms."""
 ORPHANS_TIMEOUT_S = 5.0
+"""How long a starter may take to kill what a supervisor has left, and to note it."""
 _ORPHANS_STEP_S = 0.01
+UNTOLD = "its supervisor was killed, and so was the starter that would know how"
 
 
 @dataclass(eq=False)
@@ -54,7 +65,6 @@ class _Worker:
 
     worker_id: str
     process: WatchedProcess | None
-    starter_pid: int
     starter: Starter | None = None
     is_wanted: bool = True
     """Whether ``on_end`` is to be called."""
@@ -66,7 +76,6 @@ class ProcessRunner:
     a few; ``bundles`` is where the API keeps what clients send."""
 
     name = "process"
-    enforces: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -78,6 +87,9 @@ class ProcessRunner:
         self.bundles = Bundles(data_dir)
         self.environments = Virtualenvs(data_dir / "environments", variables)
         self._logs = LogFiles(data_dir / "logs")
+        self.enforces: tuple[str, ...] = ()
+        self.unenforced_reason = ""
+        self._cgroups = cgroups.Cgroups()
         self._data_dir = data_dir
         self._variables = dict(variables)
         self._starter_idle_s = starter_idle_s
@@ -99,6 +111,8 @@ class ProcessRunner:
         self.bundles.open()
         self.environments.open()
         self._logs.open()
+        self._cgroups = found = cgroups.find(self._data_dir)
+        self.enforces, self.unenforced_reason = found.enforces, found.reason
 
     def build(self, request: BuildRequest) -> AsyncIterator[BuildEvent]:
         """See ``Virtualenvs.build``."""
@@ -140,6 +154,9 @@ class ProcessRunner:
             work_dir=str(self._work_dir(launch.worker_id)),
             worker_file=str(self._worker_file(launch.worker_id)),
             log_file=str(self._logs.path(launch.execution_id)),
+            cgroups=self._cgroups.parents or None,
+            cpu=launch.cpu,
+            memory_mib=launch.memory_mib,
         )
 
     async def _starter_of(self, generation: Path) -> Starter:
@@ -150,6 +167,7 @@ class ProcessRunner:
                 starter = await Starter.launch(
                     generation,
                     variables=self._variables,
+                    cgroups=self._cgroups.parents,
                     log_file=self._data_dir / "starters" / name,
                     events=self,
                 )
@@ -161,7 +179,7 @@ class ProcessRunner:
     def started(self, starter: Starter, worker_id: str, pid: int) -> None:
         """A worker exists."""
         process = WatchedProcess.open(pid)
-        self._workers[worker_id] = _Worker(worker_id, process, starter.pid, starter)
+        self._workers[worker_id] = _Worker(worker_id, process, starter)
 
     def gone(self, worker_id: str, status: int) -> None:
         """Nothing of a worker is left."""
@@ -169,8 +187,7 @@ class ProcessRunner:
         if worker is None:
             return
         starter = worker.starter
-        exit_code, number = _split(status)
-        self._finish(worker, WorkerEnd(worker_id, _detail(exit_code, number), exit_code, number))
+        self._finish(worker, _end(worker_id, status))
         if starter is not None:
             self._stop_when_idle(starter)
 
@@ -224,21 +241,25 @@ class ProcessRunner:
         control plane has given its worker up and refuses its claim code.
         """
         wanted = set(worker_ids)
-        held = await asyncio.to_thread(self._held_workers)
+        held, dead = await asyncio.to_thread(self._held_workers)
         adopted = set()
         for worker_id in held:
             is_wanted = worker_id in wanted
             if self._adopt(worker_id, is_wanted=is_wanted) and is_wanted:
                 adopted.add(worker_id)
+        for file in dead:
+            await self._clear(file)
         return adopted
 
-    def _held_workers(self) -> list[str]:
-        """Workers whose supervisor lives and that are not known yet; what others have left is removed."""
-        held = []
+    def _held_workers(self) -> tuple[list[str], list[WorkerFile]]:
+        """Workers whose supervisor lives and that are not known yet, and what is known of dead ones, whose folders are removed."""
+        held, dead = [], []
         for path in (self._data_dir / "workers").iterdir():
             if path.stem in self._workers:
                 continue
             if not is_held(path):
+                found = read(path)
+                dead += [] if found is None else [found]
                 path.unlink(missing_ok=True)
             elif (
                 path.suffix == ".json"
@@ -247,7 +268,7 @@ class ProcessRunner:
         for folder in (self._data_dir / "work").iterdir():
             if folder.name not in held and folder.name not in self._workers:
                 shutil.rmtree(folder, ignore_errors=True)
-        return held
+        return held, dead
 
     def _adopt(self, worker_id: str, *, is_wanted: bool) -> bool:
         found = read(self._worker_file(worker_id))
@@ -258,7 +279,7 @@ class ProcessRunner:
         if not found.is_running:  # looked at after it was opened: so the pid is its own
             process.close()
             return False
-        worker = _Worker(worker_id, process, found.starter_pid, is_wanted=is_wanted)
+        worker = _Worker(worker_id, process, is_wanted=is_wanted)
         self._workers[worker_id] = worker
         self._watch(worker)
         if not is_wanted:
@@ -284,22 +305,30 @@ class ProcessRunner:
             worker.process.on_exit(lambda: self._spawn(self._finish_when_gone(worker)))
 
     async def _finish_when_gone(self, worker: _Worker) -> None:
-        await self._orphans_gone(worker.starter_pid)
-        self._finish(worker, WorkerEnd(worker.worker_id))
+        self._finish(worker, await self._end_of(worker))
 
-    async def _orphans_gone(self, starter_pid: int) -> None:
-        """Waits until the starter, which still guards what an earlier server had it start, has only supervisors as children.
-
-        It kills the others itself, within milliseconds; there is nothing that tells another process of it, so this looks.
-        """
-        for _ in range(int(ORPHANS_TIMEOUT_S / _ORPHANS_STEP_S)):
-            children = await asyncio.to_thread(processes.children, starter_pid)
-            supervisors = {
-                worker.process.pid for worker in self._workers.values() if worker.process
-            }
-            if not any(is_living(pid) for pid in children if pid not in supervisors):
-                return
+    async def _end_of(self, worker: _Worker) -> WorkerEnd:
+        """How a worker ended whose supervisor is gone and of which no starter tells; nothing of it is left then."""
+        path = self._worker_file(worker.worker_id)
+        given_up_at = asyncio.get_running_loop().time() + ORPHANS_TIMEOUT_S
+        while (found := read(path)) is not None:
+            if found.status is not None:
+                return _end(worker.worker_id, found.status)
+            is_guarded = leftovers.is_marked(found.starter_pid, found.starter_mark)
+            if not is_guarded or asyncio.get_running_loop().time() > given_up_at:
+                await self._clear(found)
+                return WorkerEnd(worker.worker_id, UNTOLD)
             await asyncio.sleep(_ORPHANS_STEP_S)
+        return _end(worker.worker_id, 0)  # it has removed its file, which is the last that it does
+
+    async def _clear(self, file: WorkerFile) -> None:
+        """Sees to it that nothing is left of a worker whose supervisor is gone."""
+        if file.boot_id != processes.boot_id():
+            return
+        await asyncio.to_thread(cgroups.clear, file.cgroups)
+        if not leftovers.is_marked(file.starter_pid, file.starter_mark):
+            living = [item.process.pid for item in self._workers.values() if item.process]
+            await asyncio.to_thread(leftovers.kill, file.starter_mark, living)
 
     def _finish(self, worker: _Worker, end: WorkerEnd) -> None:
         if self._workers.pop(worker.worker_id, None) is None:
@@ -313,6 +342,9 @@ class ProcessRunner:
             asyncio.get_running_loop().call_soon(self._on_end, end)
 
     def _remove_files(self, worker_id: str) -> None:
+        file = read(self._worker_file(worker_id))
+        if file is not None:
+            cgroups.clear(file.cgroups)
         shutil.rmtree(self._work_dir(worker_id), ignore_errors=True)
         self._worker_file(worker_id).unlink(missing_ok=True)
 
@@ -348,6 +380,7 @@ class ProcessRunner:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(starter.wait_closed() for starter in starters))
+        await asyncio.to_thread(self._cgroups.close)
 
     def _work_dir(self, worker_id: str) -> Path:
         return self._data_dir / "work" / worker_id
@@ -361,17 +394,14 @@ class ProcessRunner:
         task.add_done_callback(self._tasks.discard)
 
 
-def _split(status: int) -> tuple[int | None, int | None]:
-    """A raw wait status as exit code and signal; one of them is None."""
+def _end(worker_id: str, status: int) -> WorkerEnd:
+    """The end of a worker by its supervisor's raw wait status."""
     if os.WIFSIGNALED(status):
-        return None, os.WTERMSIG(status)
-    return os.WEXITSTATUS(status), None
-
-
-def _detail(exit_code: int | None, number: int | None) -> str:
-    if number is not None:
-        return f"its supervisor was killed by signal {number}"
-    return f"its supervisor exited with code {exit_code}" if exit_code else ""
+        number = os.WTERMSIG(status)
+        return WorkerEnd(worker_id, f"its supervisor was killed by signal {number}", signal=number)
+    code = os.WEXITSTATUS(status)
+    detail = f"its supervisor exited with code {code}" if code else ""
+    return WorkerEnd(worker_id, detail, exit_code=code)
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

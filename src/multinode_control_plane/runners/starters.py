@@ -15,13 +15,15 @@ import asyncio
 import json
 import os
 import re
+import secrets
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from multinode.worker import processes
 from multinode.worker.launch import Launch
 from multinode_control_plane.runners import WorkerNotMadeError
 from multinode_control_plane.runners.virtualenv import lease, venv_of
@@ -78,6 +80,7 @@ class Starter(asyncio.Protocol):
         generation: Path,
         *,
         variables: Mapping[str, str],
+        cgroups: Sequence[str],
         log_file: Path,
         events: StarterEvents,
     ) -> Starter:
@@ -86,7 +89,10 @@ class Starter(asyncio.Protocol):
         try:
             held = lease(generation)
             try:
-                process = _spawn(generation, theirs.fileno(), held, variables, log_file)
+                command = ["--socket-fd", str(theirs.fileno())]
+                command += [word for folder in cgroups for word in ("--cgroup", folder)]
+                fds = (theirs.fileno(), held)
+                process = _spawn(generation, command, fds, variables, log_file)
             finally:
                 os.close(held)
         except OSError as error:
@@ -221,26 +227,26 @@ class Starter(asyncio.Protocol):
 
 
 def _spawn(
-    generation: Path, channel: int, held: int, variables: Mapping[str, str], log_file: Path
+    generation: Path,
+    options: list[str],
+    fds: tuple[int, int],
+    variables: Mapping[str, str],
+    log_file: Path,
 ) -> subprocess.Popen[bytes]:
+    """Starts the process. ``fds`` are its channel, and what keeps its generation from being removed."""
     venv = venv_of(generation)
     passed = {name: value for name, value in variables.items() if _PASSED.fullmatch(name)}
+    passed[processes.STARTER_MARK] = secrets.token_hex(8)
     path = f"{venv / 'bin'}:{passed.get('PATH', os.defpath)}"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("wb") as log:
         return subprocess.Popen(
-            [
-                venv / "bin" / "python",
-                "-m",
-                "multinode.worker.starter",
-                "--socket-fd",
-                str(channel),
-            ],
+            [venv / "bin" / "python", "-m", "multinode.worker.starter", *options],
             cwd="/",  # the first entry of its sys.path: not where the server happens to stand
             env=passed | {"PATH": path, "VIRTUAL_ENV": str(venv)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            pass_fds=(channel, held),  # with `held` it keeps its generation from being removed
+            pass_fds=fds,
             start_new_session=True,
         )

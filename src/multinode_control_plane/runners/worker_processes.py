@@ -87,6 +87,12 @@ class WorkerFile:
     """When the process started, in clock ticks since boot; 0 where that is unknown."""
     boot_id: str
     starter_pid: int
+    starter_mark: str = ""
+    """See ``leftovers``."""
+    cgroups: tuple[str, ...] = ()
+    """The folders of its cgroup."""
+    status: int | None = None
+    """The raw wait status of a supervisor that failed or was killed; its starter adds it once nothing of the worker is left."""
 
     @property
     def is_running(self) -> bool:
@@ -99,13 +105,17 @@ class WorkerFile:
 def read(path: Path) -> WorkerFile | None:
     """What the file says; None where it is missing or not complete."""
     try:
-        found = json.loads(path.read_bytes())
+        first, *more = path.read_bytes().splitlines()
+        found = json.loads(first)
         return WorkerFile(
             worker_id=str(found["worker_id"]),
             pid=int(found["pid"]),
             start_time=int(found["start_time"]),
             boot_id=str(found["boot_id"]),
             starter_pid=int(found["starter_pid"]),
+            starter_mark=str(found.get("starter_mark", "")),
+            cgroups=tuple(found.get("cgroups", ())),
+            status=int(json.loads(more[0])["status"]) if more else None,
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
