@@ -86,6 +86,14 @@ def test_deploy_sends_the_bundle_once(cli, project, deployable):
     ]
 
 
+def test_deploy_says_in_one_line_why_limits_are_not_enforced(cli, project, deployable):
+    info = server_info(enforces=[], unenforced_reason="the cgroup /x is not delegated to it")
+    deployable.on("GET", "/v1/server", info)
+    project()
+    said = "the process runner does not enforce cpu and memory on this machine: the cgroup /x is not delegated to it"
+    assert cli("deploy", "--json").json["data"]["warnings"] == [said]
+
+
 def test_deploy_json_has_what_scripts_need(cli, project, deployable):
     deployable.on("GET", "/v1/server", server_info(enforces=[]))
     project()
@@ -492,6 +500,14 @@ def test_doctor_changes_nothing_and_names_cures(cli, plane):
     states = {item["check"]: item["state"] for item in outcome.json["data"]}
     assert outcome.code == 1
     assert (states["Python"], states["credentials"], states["clock"]) == ("ok", "ok", "FAIL")
+
+
+def test_doctor_says_what_is_not_enforced_and_why(cli, plane):
+    info = server_info(enforces=["memory"], unenforced_reason="the cgroup /x has no cpu")
+    plane.on("GET", "/v1/server", info)
+    (runner,) = (item for item in cli("doctor", "--json").json["data"] if item["check"] == "runner")
+    assert runner["state"] == "note"
+    assert runner["finding"] == "process, does not enforce cpu: the cgroup /x has no cpu"
 
 
 def test_every_command_has_help_with_an_example():

@@ -27,6 +27,8 @@ from multinode.worker.cgroup import Cgroup
 CONTROLLERS = ("cpu", "memory")
 OWN_FOLDER = "multinode-server"
 """Where this process moves to when the cgroup that it was started in is to have folders with limits."""
+SYSTEMD = Path("/run/systemd/system")
+"""There where systemd runs: sd_booted(3)."""
 KILL_TIMEOUT_S = 5.0
 _STEP_S = 0.005
 
@@ -83,8 +85,10 @@ def find(data_dir: Path, *, proc: Path = Path("/proc/self")) -> Cgroups:
         return Cgroups(reason=str(error))
     except OSError as error:
         return Cgroups(reason=f"no cgroup can be made: {error}")
-    missing = " and ".join(name for name in CONTROLLERS if name not in enforces)
-    reason = f"{missing}: not a controller of {Path(parents[0]).parent}" if missing else ""
+    missing = " or ".join(name for name in CONTROLLERS if name not in enforces)
+    reason = (
+        f"the cgroup {Path(parents[0]).parent} has no controller for {missing}" if missing else ""
+    )
     return Cgroups(tuple(parents), enforces, reason)
 
 
@@ -200,7 +204,7 @@ def _check_ours(folder: Path, tree: Hierarchy) -> None:
     _check_writable(folder)
     if os.geteuid() != 0:
         is_ours = folder.stat().st_uid == os.geteuid()
-    elif Path("/run/systemd/system").is_dir():
+    elif SYSTEMD.is_dir():
         is_ours = any(_is_delegated(above) for above in tree._replace(own=folder).up())
     else:
         is_ours = True

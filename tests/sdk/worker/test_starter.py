@@ -1,7 +1,9 @@
 """The starter: what it forks, what it tells, and that nothing outlives a supervisor that is killed."""
 
+import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -48,6 +50,26 @@ def test_killed_supervisor_takes_everything_with_it(own):
     assert len(other.leftovers()) == 1
     other.cancel()
     assert other.gone() == 0
+
+
+def test_an_ordinary_end_leaves_no_file(own):
+    run = own.run(SLEEP)
+    run.mark()
+    own.starter.connection.shutdown(socket.SHUT_RDWR)  # nobody is there whom it could tell
+    os.kill(run.pid, signal.SIGTERM)
+    run.end()
+    wait_until(lambda: not Path(run.launch.worker_file).exists())
+    assert own.starter.process.wait(15) == 0
+
+
+def test_how_a_supervisor_was_killed_is_noted_in_its_file(own):
+    run = own.run(SLEEP)
+    run.mark()
+    own.starter.connection.shutdown(socket.SHUT_RDWR)
+    os.kill(run.pid, signal.SIGKILL)
+    assert own.starter.process.wait(15) == 0
+    _, noted = Path(run.launch.worker_file).read_text().splitlines()
+    assert os.WTERMSIG(json.loads(noted)["status"]) == signal.SIGKILL
 
 
 def test_killed_child_is_lost_and_its_programs_are_killed(own):
