@@ -310,16 +310,21 @@ class ProcessRunner:
     async def _end_of(self, worker: _Worker) -> WorkerEnd:
         """How a worker ended whose supervisor is gone and of which no starter tells; nothing of it is left then."""
         path = self._worker_file(worker.worker_id)
+        found = read(path)
         given_up_at = asyncio.get_running_loop().time() + ORPHANS_TIMEOUT_S
-        while (found := read(path)) is not None:
-            if found.status is not None:
-                return _end(worker.worker_id, found.status)
+        while found is not None and found.status is None:
             is_guarded = leftovers.is_marked(found.starter_pid, found.starter_mark)
+            found = read(path)  # after that look: a starter notes it before it ends itself
             if not is_guarded or asyncio.get_running_loop().time() > given_up_at:
-                await self._clear(found)
-                return WorkerEnd(worker.worker_id, UNTOLD)
+                break
             await asyncio.sleep(_ORPHANS_STEP_S)
-        return _end(worker.worker_id, 0)  # it has removed its file, which is the last that it does
+        if found is None and not path.exists():
+            return _end(worker.worker_id, 0)  # it has removed it, which is the last that it does
+        if found is not None and found.status is not None:
+            return _end(worker.worker_id, found.status)
+        if found is not None:
+            await self._clear(found)
+        return WorkerEnd(worker.worker_id, UNTOLD)
 
     async def _clear(self, file: WorkerFile) -> None:
         """Sees to it that nothing is left of a worker whose supervisor is gone."""
