@@ -108,9 +108,9 @@ def spin(seconds):
 @mn.function()
 def stubborn(marker):
     """Does not end when it is interrupted."""
-    Path(marker).write_text("")
     while True:
         try:
+            Path(marker).write_text("")  # not before it is safe from an interrupt
             time.sleep(600)
         except BaseException:
             pass
@@ -274,6 +274,8 @@ def stage(request, tmp_path, environment):
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left, "processes were left behind"
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.01)  # the plane's, of connections whose workers were killed
     assert threading.active_count() <= threads
 
 
