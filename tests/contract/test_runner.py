@@ -26,7 +26,7 @@ from multinode.codec import encode_input
 from multinode.wire import Assignment, BuildRequest, EnvironmentSpec
 from multinode_control_plane.runners import WorkerLaunch, WorkerNotMadeError
 from multinode_control_plane.runners.process import ProcessRunner
-from multinode_control_plane.runners.worker_processes import is_living
+from multinode_control_plane.runners.worker_processes import is_held, is_living
 
 RUNNERS = ["process"]
 WAIT_S = 20.0
@@ -571,9 +571,9 @@ def test_what_was_left_while_no_runner_was_there_is_killed_at_the_next_start(sta
         marker = tmp_path / "marker"
         async with stage.opened():
             launch = await stage.start_and_wait_for(marker, "scatter", str(marker))
-        supervisor = stage.supervisor(launch)
-        kill_both(supervisor)
-        await until(lambda: not is_living(supervisor["pid"]))
+        kill_both(stage.supervisor(launch))
+        file = stage.data_dir / "workers" / f"{launch.worker_id}.json"
+        await until(lambda: not is_held(file))
         assert all(map(is_living, findable(stage, marker)))
         async with stage.opened(launch.worker_id):
             assert stage.adopted == set()

@@ -8,6 +8,7 @@ by its cgroup only, where there is one.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import time
@@ -29,24 +30,25 @@ def is_marked(pid: int, mark: str) -> bool:
     return False
 
 
-def kill(mark: str, guarded: Collection[int]) -> None:
-    """Kills what carries the mark and is not below one of ``guarded``. Blocks until nothing of it is left.
+def kill(mark: str, *, starter_pid: int, guarded: Collection[int]) -> None:
+    """Kills what carries the mark, but the starter, and is not below one of ``guarded``. Blocks until nothing of it is left.
 
+    The starter may live: it does the same then. Whether it is about to die cannot be seen.
     Linux only, whose ``/proc`` tells; elsewhere nothing happens.
     """
     if not mark or sys.platform != "linux":
         return
     given_up_at = time.monotonic() + KILL_TIMEOUT_S
-    while (left := _find(mark, guarded)) and time.monotonic() < given_up_at:
+    while (left := _find(mark, guarded) - {starter_pid}) and time.monotonic() < given_up_at:
         for pid in left:
             _kill(pid, mark)
         time.sleep(_STEP_S)
 
 
-def _find(mark: str, guarded: Collection[int]) -> list[int]:
+def _find(mark: str, guarded: Collection[int]) -> set[int]:
     everyone = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     marked = [pid for pid in everyone if is_marked(pid, mark)]
-    return [pid for pid in marked if not _is_below(pid, guarded)]
+    return {pid for pid in marked if not _is_below(pid, guarded)}
 
 
 def _is_below(pid: int, guarded: Collection[int]) -> bool:
@@ -58,7 +60,7 @@ def _is_below(pid: int, guarded: Collection[int]) -> bool:
 
 
 def _kill(pid: int, mark: str) -> None:
-    """Kills it if it is still the process that carries the mark, whatever became of its pid."""
+    """Kills it if it is still the process that carries the mark, whatever became of its pid, and waits until it is dead."""
     if sys.platform != "linux":
         return
     with suppress(ProcessLookupError, PermissionError):
@@ -66,5 +68,7 @@ def _kill(pid: int, mark: str) -> None:
         try:
             if is_marked(pid, mark):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                # A process that dies has no environment for a while before it is dead.
+                select.select([descriptor], [], [], KILL_TIMEOUT_S)
         finally:
             os.close(descriptor)

@@ -331,9 +331,9 @@ class ProcessRunner:
         if file.boot_id != processes.boot_id():
             return
         await asyncio.to_thread(cgroups.clear, file.cgroups)
-        if not leftovers.is_marked(file.starter_pid, file.starter_mark):
-            living = [item.process.pid for item in self._workers.values() if item.process]
-            await asyncio.to_thread(leftovers.kill, file.starter_mark, living)
+        living = [item.process.pid for item in self._workers.values() if item.process]
+        mark, starter_pid = file.starter_mark, file.starter_pid
+        await asyncio.to_thread(leftovers.kill, mark, starter_pid=starter_pid, guarded=living)
 
     def _finish(self, worker: _Worker, end: WorkerEnd) -> None:
         if self._workers.pop(worker.worker_id, None) is None:
