@@ -112,6 +112,9 @@ RULES: dict[tuple[str, str], Rule] = {
         body={"invocation_ids": ["{over}"], "wait_s": 0},
         workers=IN_PROJECT,
     ),
+    ("GET", "/v1/executions/{id}"): Rule(
+        "/v1/executions/exe-none", "read", (404, "execution_not_found")
+    ),
     ("GET", INVOCATION): Rule("/v1/invocations/{own}", "read", workers=IN_PROJECT),
     ("GET", INVOCATION + "/detail"): Rule("/v1/invocations/{own}/detail", "read"),
     ("GET", INVOCATION + "/values"): Rule(

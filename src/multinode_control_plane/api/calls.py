@@ -13,7 +13,6 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from multinode import wire
 from multinode.errors import (
@@ -22,7 +21,6 @@ from multinode.errors import (
     InvalidRequest,
     MultinodeError,
     NotAllowed,
-    NotFound,
     NotLoggedIn,
 )
 from multinode_control_plane.runners import Runner
@@ -134,28 +132,6 @@ class Endpoint:
     public: bool = False
 
 
-class PathEndpoints:
-    """The ASGI application of one path: its endpoints by method.
-
-    Plain ASGI, since a request that waits keeps every frame above it: Starlette's own way from a route to a function takes
-    five, and 8 KB.
-    """
-
-    def __init__(self, plane: ControlPlane, endpoints: dict[str, Endpoint]) -> None:
-        self._plane = plane
-        self._endpoints = endpoints
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, and its answer."""
-        method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        endpoint = self._endpoints.get(method)
-        if endpoint is None:
-            answer = no_method(scope)
-        else:
-            answer = await answer_to(self._plane, endpoint, Request(scope, receive))
-        await answer(scope, receive, send)
-
-
 async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -> Response:
     """Authenticates, reads, hands over, answers."""
     try:
@@ -171,19 +147,6 @@ async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -
         message = f"The control plane failed at {request.method} {request.url.path}."
         return error_response(InternalError(message, "Its log has the traceback."))
     return answer if isinstance(answer, Response) else json_response(answer)
-
-
-def no_method(scope: Scope) -> Response:
-    """The answer to a method that the path does not have."""
-    refused = error_response(InvalidRequest(f"{scope['method']} is not for {scope['path']:.200}."))
-    refused.status_code = 405
-    return refused
-
-
-async def no_path(scope: Scope, receive: Receive, send: Send) -> None:
-    """The ASGI application of every path that is none."""
-    missing = error_response(NotFound(f"There is nothing at {scope['path']!r:.200}."))
-    await missing(scope, receive, send)
 
 
 def json_response(answer: Any) -> Response:
