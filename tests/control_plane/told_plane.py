@@ -35,6 +35,7 @@ class ToldRunner:
 
     name = "process"
     enforces = ()
+    unenforced_reason = ""
 
     def __init__(self) -> None:
         self.launches: list[Any] = []
