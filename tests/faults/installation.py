@@ -231,9 +231,12 @@ class Installation:
 
     def supervisor_of(self, invocation_id: str) -> int:
         """The pid of the invocation's supervisor."""
+        return json.loads(self.worker_file(invocation_id).read_text())["pid"]
+
+    def worker_file(self, invocation_id: str) -> Path:
+        """What the supervisor has written and holds locked."""
         worker_id = self.detail(invocation_id).executions[-1].worker_id
-        file = self.data_dir / f"workers/{worker_id}.json"
-        return json.loads(file.read_text())["pid"]
+        return self.data_dir / f"workers/{worker_id}.json"
 
     def processes(self, word: bytes = b"") -> list[int]:
         """Processes whose command line names the installation's folder, and ``word``: servers by command, starters, workers."""

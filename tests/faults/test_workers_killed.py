@@ -13,7 +13,7 @@ from tests.faults.installation import Installation, wait_until
 from multinode import wire
 from multinode.errors import InvocationFailedError
 from multinode.worker import processes
-from multinode_control_plane.runners.worker_processes import is_living
+from multinode_control_plane.runners.worker_processes import is_held, is_living
 
 NOTICED_S = 2.0
 """A lease of a silent worker is 30 s; its end is seen without one, in some milliseconds on a machine that is idle."""
@@ -99,10 +99,10 @@ def test_a_worker_that_is_lost_is_retried(running):
 def test_a_worker_that_was_killed_while_the_control_plane_was_away(running):
     invocation_id = running.function("sleeps").start("unseen")
     running.wait_for("unseen", "start")
-    pid = running.supervisor_of(invocation_id)
+    pid, file = running.supervisor_of(invocation_id), running.worker_file(invocation_id)
     running.kill()
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not is_living(pid), "its death")
+    wait_until(lambda: not is_held(file), "the death of its last thread")
     running.start()
     with pytest.raises(
         InvocationFailedError, match="worker lost: it ended while the control plane was away"
