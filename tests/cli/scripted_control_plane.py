@@ -1,8 +1,9 @@
 """A control plane that answers what a test told it to, and remembers what it was asked."""
 
 import json
+import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -110,7 +111,7 @@ def invocation(status="SUCCEEDED", **changes):
 def running():
     """A plane that listens on loopback."""
     plane = ScriptedControlPlane()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(plane))
+    server = _Server(("127.0.0.1", 0), _handler(plane))
     plane.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -120,6 +121,12 @@ def running():
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # an interrupted command has gone
+            super().handle_error(request, client_address)
 
 
 def _handler(plane):
@@ -134,9 +141,7 @@ def _handler(plane):
                 404, "not_found", f"{request.method} {request.path} is not answered here."
             )
             answer = plane.answers.get((request.method, request.path), missing)
-            answer = answer(request) if callable(answer) else answer
-            with suppress(ConnectionError):  # a command that was interrupted has gone
-                self.send(answer)
+            self.send(answer(request) if callable(answer) else answer)
 
         def send(self, answer):
             status, body, version = 200, b"", "2.0.0"
