@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from benchmarks.harness import Figure, Installation, p50
 from multinode.wire import Assignment, Order, to_plain
-from multinode.worker.launch import Launch
+from multinode.worker.launch import ARGUMENTS, Launch
 
 
 def figures(at: Installation, quick: bool) -> list[Figure]:
@@ -139,7 +139,7 @@ ASSIGNMENT = Assignment(
 
 
 def _worker_cpu(at: Installation, count: int) -> tuple[float, float]:
-    """CPU ms of ``python -m multinode.worker`` with its child, and of ``python -c pass``."""
+    """CPU ms of a worker as runners start it, with its child, and of ``python -c pass``."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Stub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     worker = [_cpu_ms(*_worker(at, server.server_port, turn)) for turn in range(count + 1)][1:]
@@ -157,7 +157,7 @@ def _worker(at: Installation, port: int, turn: int) -> tuple[list[str], bytes]:
         work_dir=str(at.folder / f"work-{turn}"),
         log_file=str(at.folder / f"log-{turn}"),
     )
-    return [sys.executable, "-m", "multinode.worker", "--launch-fd", "0"], launch.to_json().encode()
+    return [sys.executable, *ARGUMENTS, "--launch-fd", "0"], launch.to_json().encode()
 
 
 def _cpu_ms(command: list[str], text: bytes = b"") -> float:

@@ -334,11 +334,28 @@ def test_an_error_in_place_of_a_stream_is_raised(plane):
 
 
 @pytest.mark.parametrize(
-    "url", ["", "localhost:80", "ftp://x", "http://", "http://x:port", "http://x?a=b", "http://[x"]
-)
+    "url",
+    ["", "localhost:80", "ftp://x", "http://", "http://x:port", "http://x:70000", "http://x?a=b", "http://x/#a", "http://[x",
+     "http://user@x", "http://x/a b"],
+)  # fmt: skip
 def test_a_url_that_cannot_be_right_is_refused(url):
     with pytest.raises(errors.InputError, match="not the URL"):
         Client(url, "key")
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "path", "origin"),
+    [
+        ("http://127.0.0.1:9470", "127.0.0.1", "", "http://127.0.0.1:9470"),
+        ("HTTPS://Example.com/mn/", "example.com", "/mn", "https://example.com:443"),
+        ("http://[::1]:80", "::1", "", "http://[::1]:80"),
+        ("http://bücher.example", "bücher.example", "", "http://bücher.example:80"),
+    ],
+)
+def test_a_url_is_taken_apart(url, host, path, origin):
+    address = Client(url, "key")._address
+
+    assert (address.host, address.path, address.origin) == (host, path, origin)
 
 
 @pytest.mark.parametrize("key", ["", "a b", "a\r\nHost: x", "schlüssel"])

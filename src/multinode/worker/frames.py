@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import json
 import socket
-import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """A longer one is not ours: somebody else wrote into the socket."""
 
-_LENGTH = struct.Struct("!I")
+_LENGTH_BYTES = 4
 
 
 class NotAFrame(Exception):
@@ -46,12 +45,12 @@ def send(channel: socket.socket, kind: str, **fields: Any) -> None:
     """Sends one message; blocks while the other side does not read. Raises OSError where it is gone."""
     fields["kind"] = kind
     payload = json.dumps(fields, separators=(",", ":")).encode("ascii")
-    channel.sendall(_LENGTH.pack(len(payload)) + payload)
+    channel.sendall(len(payload).to_bytes(_LENGTH_BYTES, "big") + payload)
 
 
 def receive(channel: socket.socket) -> Frame:
     """The next message; blocks. Raises EOFError where the other side is gone."""
-    (length,) = _LENGTH.unpack(_receive_exactly(channel, _LENGTH.size))
+    length = int.from_bytes(_receive_exactly(channel, _LENGTH_BYTES), "big")
     return _parse(_receive_exactly(channel, length))
 
 
@@ -65,15 +64,15 @@ class FrameBuffer:
         """The messages that are complete now. Raises NotAFrame."""
         self._unread += data
         complete = []
-        while len(self._unread) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._unread)
+        while len(self._unread) >= _LENGTH_BYTES:
+            length = int.from_bytes(self._unread[:_LENGTH_BYTES], "big")
             if length > MAX_FRAME_BYTES:
                 message = f"a message of {length} bytes"
                 raise NotAFrame(message)
-            end = _LENGTH.size + length
+            end = _LENGTH_BYTES + length
             if len(self._unread) < end:
                 break
-            complete.append(_parse(bytes(self._unread[_LENGTH.size : end])))
+            complete.append(_parse(bytes(self._unread[_LENGTH_BYTES:end])))
             del self._unread[:end]
         return complete
 

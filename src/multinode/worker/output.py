@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
-from datetime import datetime, timezone
+import time
 
 from ..records import Record
 
@@ -130,5 +130,11 @@ class Output:
 
 
 def _record(stream: str, text: str) -> bytes:
-    at = datetime.now(timezone.utc).isoformat()
+    at = _now()
     return json.dumps({"at": at, "stream": stream, "text": text}).encode("ascii") + b"\n"
+
+
+def _now() -> str:
+    """The time in UTC as RFC 3339 has it; ``datetime`` costs 2 ms to import."""
+    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{microseconds:06d}+00:00"

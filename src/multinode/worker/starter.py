@@ -26,7 +26,7 @@ from .. import wire
 from ..records import Record
 from . import child, processes, supervisor
 from .folders import note_end
-from .launch import Launch, from_json
+from .launch import ARGUMENTS, Launch, from_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def _exec(reading: int, kept: Set[int], variables: Dict[str, str]) -> None:
     signal.set_wakeup_fd(-1)
     processes.close_all_but(kept)
     os.set_inheritable(reading, True)
-    arguments = [sys.executable, "-m", "multinode.worker", "--launch-fd", str(reading)]
+    arguments = [sys.executable, *ARGUMENTS, "--launch-fd", str(reading)]
     os.execve(sys.executable, arguments, {**os.environ, **variables})
 
 
