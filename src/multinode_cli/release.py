@@ -125,8 +125,8 @@ class Plan:
 # --- stages ---------------------------------------------------------------------------------------------
 
 
-def read(directory: Path) -> Source:
-    """Read ``tasks/`` and ``multinode.toml`` around ``directory``."""
+def read(directory: Path | None) -> Source:
+    """Read ``tasks/`` and ``multinode.toml`` around ``directory``, or around the working folder."""
     project_file = read_project_file(directory)
     if not project_file.tasks.is_dir():
         shown = project_file.shown(project_file.tasks)

@@ -36,6 +36,29 @@ def test_without_a_file_the_folder_or_its_parent_will_do(project, tmp_path, star
     assert (found.path, found.root, found.tasks) == (None, tmp_path, tmp_path / "tasks")
 
 
+@pytest.mark.parametrize(
+    ("folder", "given", "tasks"),
+    [
+        ("examples/other", True, "examples/other/tasks"),
+        ("examples/other", False, "examples/other/tasks"),
+        ("examples/other/tasks", True, "examples/other/tasks"),
+        ("application", False, "tasks"),
+        ("tasks/submodule", True, "tasks"),
+        ("examples", True, "tasks"),
+    ],
+)
+def test_functions_below_another_project_are_a_project_of_their_own(
+    project, monkeypatch, folder, given, tasks
+):
+    """Standing in a folder with a ``main.py`` is not choosing it: it may be an application."""
+    files = ("examples/other/tasks/main.py", "application/main.py", "tasks/submodule/a.py")
+    root = project(dict.fromkeys(files, "x = 1\n"), toml='project = "billing"\n')
+    monkeypatch.chdir(root / folder)
+    found = read_project_file(root / folder if given else None)
+    assert found.tasks == root / tasks
+    assert found.project == ("billing" if tasks == "tasks" else None)
+
+
 def test_python_is_3_8_with_a_notice_where_nobody_chose(project):
     found = read_project_file(project(toml='project = "billing"\n'))
     assert found.environment.python_version == (3, 8)

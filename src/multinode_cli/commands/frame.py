@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,7 +32,7 @@ class Session:
     @cached_property
     def project_file(self) -> ProjectFile:
         """What ``multinode.toml`` says around the working folder."""
-        return read_project_file(Path.cwd())
+        return read_project_file()
 
     @cached_property
     def connection(self) -> Connection:

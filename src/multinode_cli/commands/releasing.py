@@ -50,13 +50,17 @@ class _Options:
     strict_python: bool
 
 
+def _folder(given: str | None) -> Path | None:
+    return Path(given) if given else None
+
+
 @commands.add("check")
 def check(session: Session, tasks_dir: _Directory = None) -> Answer:
     """Say what is wrong in tasks/, without importing or sending anything.
 
     Example: multinode check
     """
-    checked = release.check(release.read(Path(tasks_dir or Path.cwd())))
+    checked = release.check(release.read(_folder(tasks_dir)))
     notice = checked.source.project_file.environment.notice
     data = {
         "functions": checked.functions,
@@ -108,7 +112,7 @@ def upgrade(
 
 
 def _release(session: Session, options: _Options) -> Answer:
-    source = release.read(Path(options.directory or Path.cwd()))
+    source = release.read(_folder(options.directory))
     name = release.project_name(source.project_file, options.project_name)
     checked = release.check(source)
     notice = source.project_file.environment.notice

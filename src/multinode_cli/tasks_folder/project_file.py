@@ -66,11 +66,12 @@ class ProjectFile:
         )
 
 
-def read_project_file(start: Path) -> ProjectFile:
-    """The project that ``start`` lies in. ``start`` may be the ``tasks/`` folder, its parent, or below either.
+def read_project_file(given: Path | None = None) -> ProjectFile:
+    """The project that ``given``, or else the working folder, lies in: the ``tasks/`` folder, its parent, or below either.
 
-    Raises InvalidTasks where the file is no TOML, has an unknown key or a value of a wrong type.
+    A folder with functions of its own below another project's ``multinode.toml`` is a project without such a file. Raises InvalidTasks where the file is no TOML, has an unknown key or a value of a wrong type.
     """
+    start = given or Path.cwd()
     if not start.is_dir():
         message = f"There is no folder {str(start)!r}."
         raise InvalidTasks(message, "Give the path of the tasks folder, or of the folder above it.")
@@ -80,7 +81,13 @@ def read_project_file(start: Path) -> ProjectFile:
     )
     if path is None:
         return _without_file(start)
-    return _from_table(path, _load(path))
+    found = _from_table(path, _load(path))
+    is_elsewhere = start != found.root and not start.is_relative_to(found.tasks)
+    # The folder in which somebody stands may have a main.py that is an application's.
+    names = ("tasks/main.py", "main.py") if given else ("tasks/main.py",)
+    if is_elsewhere and any((start / name).is_file() for name in names):
+        return _without_file(start)
+    return found
 
 
 def check_project_name(name: str) -> str:
