@@ -61,10 +61,24 @@ class Transaction:
 @dataclass
 class _Write(Generic[T]):
     job: Callable[[Transaction], T]
-    future: Future[T]
+    future: Future[T] | asyncio.Future[T]
     durable: bool
     result: T | None = None
     error: BaseException | None = None
+
+    @property
+    def is_for_loop(self) -> bool:
+        """Whether the answer is to be given on the event loop."""
+        return isinstance(self.future, asyncio.Future)
+
+    def answer(self) -> None:
+        """Gives it, unless nobody waits any more."""
+        if self.future.done() or self.future.cancelled():
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)  # type: ignore[arg-type]
 
 
 class Changes:
@@ -151,16 +165,21 @@ class Store:
         A crash of this process loses nothing that was committed. What is not ``durable`` may be lost in a power cut, with all
         that followed it: only for what no client is told, and what is found out again after the start.
         """
-        return await asyncio.wrap_future(self.submit(job, durable=durable))
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put(_Write(job, answer, durable))
+        return await answer
 
     def submit(self, job: Callable[[Transaction], T], *, durable: bool = True) -> Future[T]:
         """As `write`, for callers outside of the event loop."""
+        answer: Future[T] = Future()
+        self._put(_Write(job, answer, durable))
+        return answer
+
+    def _put(self, write: _Write[Any]) -> None:
         if self._closed:
             message = "The control plane is stopping."
             raise ServerStopping(message, "Ask again in a moment.")
-        future: Future[T] = Future()
-        self._jobs.put(_Write(job, future, durable))
-        return future
+        self._jobs.put(write)
 
     async def read(self, job: Callable[[sa.Connection], T]) -> T:
         """``job``'s result from a snapshot that holds everything that was answered before."""
@@ -205,8 +224,11 @@ class Store:
         try:
             self._synchronize(connection, FULL if any(w.durable for w in batch) else NORMAL)
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-            for write in batch:
-                self._run_job(connection, write, transactions)
+            if len(batch) == 1:  # nothing else that a savepoint would have to save
+                transactions.append(self._run_alone(connection, batch[0]))
+            else:
+                for write in batch:
+                    self._run_job(connection, write, transactions)
             if any(tx.woken for tx in transactions):
                 transactions.append(self._run_tick(connection))
             connection.commit()
@@ -221,6 +243,12 @@ class Store:
         if level != self._synchronous:
             connection.exec_driver_sql(f"PRAGMA synchronous={level}")
             self._synchronous = level
+
+    @staticmethod
+    def _run_alone(connection: sa.Connection, write: _Write[Any]) -> Transaction:
+        tx = Transaction(connection, time.time())
+        write.result = write.job(tx)
+        return tx
 
     def _run_job(
         self, connection: sa.Connection, write: _Write[Any], transactions: list[Transaction]
@@ -246,26 +274,28 @@ class Store:
     def _answer(self, batch: list[_Write[Any]], transactions: list[Transaction]) -> None:
         events = set().union(*(tx.events for tx in transactions)) if transactions else set()
         effects = [effect for tx in transactions for effect in tx.effects]
-        if self._loop and (events or effects):
-            self._loop.call_soon_threadsafe(self._publish, events, effects)
-        for write in batch:
-            if not write.future.set_running_or_notify_cancel():
-                continue
-            if write.error is not None:
-                write.future.set_exception(write.error)
-            else:
-                write.future.set_result(write.result)
+        self._deliver(batch, events, effects)
 
-    def _publish(self, events: set[str], effects: list[object]) -> None:
+    def _fail(self, batch: list[_Write[Any]], error: Exception) -> None:
+        for write in batch:
+            write.error = write.error or error
+        self._deliver(batch, set(), [])
+
+    def _deliver(self, batch: list[_Write[Any]], events: set[str], effects: list[object]) -> None:
+        """Wakes the loop once for all of it: each wake costs two threads a turn of the interpreter."""
+        told_there = [write for write in batch if write.is_for_loop]
+        if self._loop and (told_there or events or effects):
+            self._loop.call_soon_threadsafe(self._publish, told_there, events, effects)
+        for write in batch:
+            if not write.is_for_loop:
+                write.answer()
+
+    def _publish(self, told: list[_Write[Any]], events: set[str], effects: list[object]) -> None:
+        for write in told:
+            write.answer()
         self.changes.fire(events)
         if effects:
             self.perform(effects)
-
-    @staticmethod
-    def _fail(batch: list[_Write[Any]], error: Exception) -> None:
-        for write in batch:
-            if write.future.set_running_or_notify_cancel():
-                write.future.set_exception(write.error or error)
 
 
 def _engine(url: str) -> sa.Engine:

@@ -60,7 +60,7 @@ async def wait(call: Call) -> Any:
         return bool(found), wire.WaitAnswer(found)
 
     wait_s = min(call.body.wait_s, MAX_WAIT_S)
-    return await until(call.plane, [f"inv:{item}" for item in ids], wait_s, look)
+    return await until(call.plane, [f"end:{item}" for item in ids], wait_s, look)
 
 
 async def values(call: Call) -> Any:

@@ -92,6 +92,7 @@ def move(tx: Transaction, row: Row, status: str, **columns: Any) -> None:
         message = f"{row.invocation_id} cannot go from {row.status} to {status}."
         raise InternalError(message)
     if decide.is_final(status):
+        tx.changed(f"end:{row.invocation_id}")
         columns |= {
             "waiting": None,
             "due_at": None,
