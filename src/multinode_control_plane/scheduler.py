@@ -169,7 +169,12 @@ class Scheduler:
                 lambda tx: executions.worker_not_made(tx, self.context, worker_id, why)
             )
         else:
-            await self._store(lambda tx: executions.worker_accepted(tx, worker_id), durable=False)
+            at = time.time()
+            await self._store(
+                lambda tx: executions.worker_accepted(tx, worker_id, at),
+                durable=False,
+                urgent=False,  # its exchange will soon be stored
+            )
         finally:
             self._starts.pop(worker_id, None)
 
@@ -183,7 +188,9 @@ class Scheduler:
             end = WorkerEnd(worker_id, detail="its runner does not know it")
             await self._store(partial(executions.worker_gone, context=self.context, end=end))
 
-    async def _store(self, job: Callable[[Transaction], Any], *, durable: bool = True) -> None:
+    async def _store(
+        self, job: Callable[[Transaction], Any], *, durable: bool = True, urgent: bool = True
+    ) -> None:
         """Writes what happened outside, and goes on trying where there is no room for it.
 
         A stopping server drops it: the next start compares workers and rows, and finds it.
@@ -191,7 +198,7 @@ class Scheduler:
         pause_s = STORE_AGAIN_S
         while True:
             try:
-                await self.store.write(job, durable=durable)
+                await self.store.write(job, durable=durable, urgent=urgent)
             except ServerStopping:
                 return
             except ControlPlaneError as error:

@@ -14,9 +14,10 @@ import queue
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -29,6 +30,8 @@ T = TypeVar("T")
 MAX_BATCH = 256
 READERS = 4
 FULL, NORMAL = "FULL", "NORMAL"
+PATIENCE_S = 0.05
+"""How long what is not urgent waits for another's commit."""
 
 
 @dataclass
@@ -138,6 +141,7 @@ class Store:
         self._local = threading.local()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._later: deque[_Write[Any]] = deque()
         self._closed = False
         self._synchronous = FULL
         self.changes = Changes()
@@ -152,6 +156,8 @@ class Store:
 
     def close(self) -> None:
         """Writes what waits, then ends the threads."""
+        while self._later:
+            self._put_later()
         self._closed = True
         self._jobs.put(None)
         if self._thread:
@@ -159,15 +165,29 @@ class Store:
         self._readers.shutdown()
         self.engine.dispose()
 
-    async def write(self, job: Callable[[Transaction], T], *, durable: bool = True) -> T:
+    async def write(
+        self, job: Callable[[Transaction], T], *, durable: bool = True, urgent: bool = True
+    ) -> T:
         """``job``'s result, after the commit. Raises what ``job`` raised (then it changed nothing), or StorageFull.
 
         A crash of this process loses nothing that was committed. What is not ``durable`` may be lost in a power cut, with all
-        that followed it: only for what no client is told, and what is found out again after the start.
+        that followed it: only for what no client is told, and what is found out again after the start. What is not ``urgent``
+        goes along with the next commit, or is one of its own after 50 ms.
         """
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put(_Write(job, answer, durable))
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        write = _Write(job, answer, durable)
+        if urgent or self._closed:
+            self._put(write)
+        else:
+            self._later.append(write)
+            loop.call_later(PATIENCE_S, self._put_later)
         return await answer
+
+    def _put_later(self) -> None:
+        """Puts what waited long enough for a commit to go along with; one that was taken along left its place to another."""
+        with suppress(IndexError, ServerStopping):
+            self._put(self._later.popleft())
 
     def submit(self, job: Callable[[Transaction], T], *, durable: bool = True) -> Future[T]:
         """As `write`, for callers outside of the event loop."""
@@ -208,6 +228,9 @@ class Store:
         if first is None:
             return None
         batch = [first]
+        with suppress(IndexError):
+            while True:
+                batch.insert(0, self._later.pop())  # before it: it happened before
         while len(batch) < MAX_BATCH:
             try:
                 following = self._jobs.get_nowait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
@@ -55,6 +56,30 @@ def test_a_commit_waits_for_the_disk_unless_nothing_in_it_has_to(
     waiting = [bench.store.submit(look, durable=each) for each in durable]
     going.set()
     assert {each.result(10) for each in waiting} == {level}
+
+
+def test_what_is_not_urgent_goes_along_with_the_next_commit_or_by_itself_soon(
+    bench: Bench,
+) -> None:
+    order: list[str] = []
+
+    async def write_both() -> None:
+        later = asyncio.create_task(
+            bench.store.write(lambda tx: order.append("later"), urgent=False)
+        )
+        await asyncio.sleep(0)  # until it has begun
+        await bench.store.write(lambda tx: order.append("urgent"))
+        await asyncio.wait_for(later, 10)
+
+    async def write_one() -> None:
+        await asyncio.wait_for(
+            bench.store.write(lambda tx: order.append("alone"), urgent=False), 10
+        )
+
+    bench.run_on_loop(write_both())
+    assert order == ["later", "urgent"]
+    bench.run_on_loop(write_one())
+    assert order[-1] == "alone"
 
 
 def test_the_same_retry_asked_twice_starts_one(bench: Bench) -> None:

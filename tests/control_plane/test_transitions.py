@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 from tests.control_plane.bench import Bench
@@ -181,7 +182,7 @@ class TestPending:
         worker_id = bench.launch_of(invocation_id).worker_id
         bench.skew_s = 60  # that long the runner takes to make it, which does not count
         bench.tick()
-        bench.do(executions.worker_accepted, worker_id)
+        bench.do(executions.worker_accepted, worker_id, time.time() + bench.skew_s)
         bench.skew_s = 69
         bench.tick()
         assert bench.stopped == []

@@ -256,9 +256,9 @@ def _request_worker(tx: Transaction, context: Context, row: Row) -> None:
     tx.after_commit(StartWorker(launch))
 
 
-def worker_accepted(tx: Transaction, worker_id: str) -> None:
-    """The runner has made the worker: from now on its start_timeout counts."""
-    deadline_at = tx.connection.execute(_ACCEPT, {"id": worker_id, "now": tx.now}).scalar()
+def worker_accepted(tx: Transaction, worker_id: str, at: float) -> None:
+    """The runner made the worker at this time: since then its start_timeout counts."""
+    deadline_at = tx.connection.execute(_ACCEPT, {"id": worker_id, "now": at}).scalar()
     if deadline_at is not None:
         tx.after_commit(SetTimer(deadline_at))
 
