@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from . import child, processes, supervisor
+from . import processes, supervisor
 from .launch import Launch, from_json
 
 TYPE_CHECKING = False
@@ -23,9 +23,7 @@ def main(arguments: List[str]) -> NoReturn:
     signals = supervisor.Signals()
     launch = _read_launch(arguments)
     processes.adopt_orphans()
-    forked = child.start()
-    cgroup = supervisor.make_cgroup(launch.cgroups, forked)
-    supervisor.supervise(launch, forked, signals, cgroup)
+    supervisor.supervise(launch, supervisor.Prepared(signals, launch.cgroups))
 
 
 def _read_launch(arguments: List[str]) -> Launch:

@@ -83,15 +83,16 @@ class Mailbox:
 
 
 class Reports:
-    """The sending thread. It exchanges the claim code at once; then it sends what it is given, in that order.
+    """The sending thread. It exchanges the claim code as soon as it is told its launch; then it sends what it is given, in that order.
 
     One request carries all values that wait, and the end with them if it is known.
     """
 
-    def __init__(self, launch: Launch, mailbox: Mailbox, *, bundle_dir: str) -> None:
-        self._launch = launch
+    def __init__(self, mailbox: Mailbox) -> None:
+        """Starts the thread, which waits for `begin`. Not before the child is forked."""
         self._mailbox = mailbox
-        self._bundle_dir = bundle_dir
+        self._launch: Optional[Launch] = None
+        self._bundle_dir = ""
         self._changed = threading.Condition()
         self._claim: Optional[wire.Claim] = None
         self._values: Deque[wire.Value] = deque()
@@ -99,10 +100,13 @@ class Reports:
         self._described: Optional[wire.Described] = None
         self._unsent_values = 0
         self._unsent_bytes = 0
-
-    def start(self) -> None:
-        """Starts the thread; not before the child is forked."""
         threading.Thread(target=self._live, name="reports", daemon=True).start()
+
+    def begin(self, launch: Launch, *, bundle_dir: str) -> None:
+        """Exchanges the claim code; answered by ``Assigned``. A bundle that has to be fetched is put into ``bundle_dir``."""
+        with self._changed:
+            self._launch, self._bundle_dir = launch, bundle_dir
+            self._changed.notify()
 
     @property
     def is_full(self) -> bool:
@@ -141,10 +145,14 @@ class Reports:
     # --- in the thread ---
 
     def _live(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._launch is not None)
+        launch = self._launch
+        assert launch is not None
         try:
-            assignment = self._exchange()
-            client = Client(self._launch.api_url, assignment.token, retry_s=PATIENCE_S)
-            code_dir = self._launch.code_dir or self._fetch_bundle(client, assignment)
+            assignment = self._exchange(launch)
+            client = Client(launch.api_url, assignment.token, retry_s=PATIENCE_S)
+            code_dir = launch.code_dir or self._fetch_bundle(client, assignment)
             self._mailbox.post(Assigned(assignment, code_dir))
             while not self._send_next(client, assignment):
                 pass
@@ -153,8 +161,7 @@ class Reports:
         except Exception as error:  # a fault of ours must not leave a worker that waits for ever
             self._mailbox.post(Refused(f"{type(error).__name__}: {error}"))
 
-    def _exchange(self) -> wire.Assignment:
-        launch = self._launch
+    def _exchange(self, launch: Launch) -> wire.Assignment:
         client = Client(launch.api_url, launch.claim_code, retry_s=PATIENCE_S)
         request = wire.ExchangeRequest(launch.worker_id, launch.claim_code, os.urandom(16).hex())
         return persist(lambda: client.call(wire.Assignment, "POST", "/v1/worker/exchange", request))

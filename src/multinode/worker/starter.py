@@ -24,7 +24,7 @@ from contextlib import suppress
 
 from .. import wire
 from ..records import Record
-from . import child, processes, supervisor
+from . import processes, supervisor
 from .folders import note_end
 from .launch import ARGUMENTS, Launch, from_json
 
@@ -238,17 +238,13 @@ def _supervise_when_told(reading: int, kept: Set[int], cgroups: Sequence[str]) -
     processes.close_all_but(kept)
     signals = supervisor.Signals()
     processes.adopt_orphans()
-    forked = child.start()
-    cgroup = supervisor.make_cgroup(cgroups, forked)
+    prepared = supervisor.Prepared(signals, cgroups)
     with os.fdopen(reading) as pipe:
         text = pipe.read()
     if not text:  # the starter needs it no more, or is gone
-        processes.kill_group(forked.pid)
-        processes.kill_remaining_children()
-        if cgroup is not None:
-            cgroup.remove()
+        prepared.discard()
         os._exit(0)
-    supervisor.supervise(from_json(text), forked, signals, cgroup)
+    supervisor.supervise(from_json(text), prepared)
 
 
 def _exec(reading: int, kept: Set[int], variables: Dict[str, str]) -> None:

@@ -17,6 +17,7 @@ from .. import wire
 from . import frames, processes
 from .cgroup import Cgroup
 from .child import Child
+from .child import start as start_child
 from .endings import (
     Death,
     Interrupt,
@@ -88,10 +89,29 @@ class Signals:
         self.is_terminated = True
 
 
-def supervise(
-    launch: Launch, child: Child, signals: Signals, cgroup: Optional[Cgroup] = None
-) -> NoReturn:
+class Prepared:
+    """What a supervisor can have before it has its launch: its child, which waits, and its thread."""
+
+    def __init__(self, signals: Signals, cgroups: Optional[Sequence[str]]) -> None:
+        """Forks the child; only in a process with one thread."""
+        self.signals = signals
+        self.child = start_child()
+        self.cgroup = _make_cgroup(cgroups, self.child)
+        sys.setswitchinterval(SWITCH_S)
+        self.mailbox = signals.mailbox()
+        self.reports = Reports(self.mailbox)
+
+    def discard(self) -> None:
+        """Ends the child of a supervisor that is not needed."""
+        processes.kill_group(self.child.pid)
+        processes.kill_remaining_children()
+        if self.cgroup is not None:
+            self.cgroup.remove()
+
+
+def supervise(launch: Launch, prepared: Prepared) -> NoReturn:
     """Lives one worker's life and exits: 0 after every end, 1 where it could not begin."""
+    child, cgroup = prepared.child, prepared.cgroup
     worker_file: Optional[WorkerFile] = None
     folders: Optional[Folders] = None
     supervisor: Optional[Supervisor] = None
@@ -101,7 +121,7 @@ def supervise(
             cgroups = cgroup.folders if cgroup is not None else ()
             worker_file = WorkerFile(launch.worker_file, launch.worker_id, cgroups)
         folders = Folders(launch)
-        supervisor = Supervisor(launch, child, signals, folders, cgroup)
+        supervisor = Supervisor(launch, prepared, folders)
         supervisor.run()
         status = 0
     except Exception as error:  # the outermost edge
@@ -121,7 +141,7 @@ def supervise(
         os._exit(status)
 
 
-def make_cgroup(parents: Optional[Sequence[str]], child: Child) -> Optional[Cgroup]:
+def _make_cgroup(parents: Optional[Sequence[str]], child: Child) -> Optional[Cgroup]:
     """A cgroup with the child in it; None where none is wanted or can be made."""
     if not parents:
         return None
@@ -143,23 +163,17 @@ def say(launch: Launch, text: str) -> None:
 class Supervisor:
     """One worker's life. Phases: *starting* (exchange, import), *claiming*, *running*, *ended* (its end is known)."""
 
-    def __init__(
-        self,
-        launch: Launch,
-        child: Child,
-        signals: Signals,
-        folders: Folders,
-        cgroup: Optional[Cgroup],
-    ) -> None:
+    def __init__(self, launch: Launch, prepared: Prepared, folders: Folders) -> None:
         self._launch = launch
-        self._cgroup = cgroup
-        self._child = child
-        self._signals = signals
+        self._cgroup = prepared.cgroup
+        self._child = prepared.child
+        self._signals = prepared.signals
         self._folders = folders
-        self._mailbox = signals.mailbox()
-        self._reports = Reports(launch, self._mailbox, bundle_dir=folders.bundle_dir)
+        self._mailbox = prepared.mailbox
+        self._reports = prepared.reports
+        self._reports.begin(launch, bundle_dir=folders.bundle_dir)
         self._log = Log(launch.log_file)
-        self._output = Output(child.stdout, child.stderr, self._log)
+        self._output = Output(self._child.stdout, self._child.stderr, self._log)
         self._buffer = frames.FrameBuffer()
         self._selector = selectors.DefaultSelector()
         self._timers: Dict[str, float] = {}
@@ -179,8 +193,6 @@ class Supervisor:
 
     def run(self) -> None:
         """Goes on until the child is dead and nothing is left to say."""
-        sys.setswitchinterval(SWITCH_S)
-        self._reports.start()
         self._limit()  # while the code is exchanged, before the child has work
         self._selector.register(self._signals.wake_fd, selectors.EVENT_READ, self._signals.hush)
         self._selector.register(self._child.channel, selectors.EVENT_READ, self._read_channel)
