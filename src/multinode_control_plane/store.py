@@ -314,11 +314,12 @@ class Store:
                 write.answer()
 
     def _publish(self, told: list[_Write[Any]], events: set[str], effects: list[object]) -> None:
-        for write in told:
-            write.answer()
-        self.changes.fire(events)
+        """In the order in which somebody waits for more: a worker to be made, a client for an end, then who wrote."""
         if effects:
             self.perform(effects)
+        self.changes.fire(events)
+        for write in told:
+            write.answer()
 
 
 def _engine(url: str) -> sa.Engine:
