@@ -469,7 +469,7 @@ def _client() -> Client:
     from .client import client_for  # lazy: start-up time
     from .settings import resolve
 
-    return client_for(resolve())
+    return client_for(resolve(waits_for_local=True))
 
 
 class _Deployed:

@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from typing import Any, Dict, Optional
+    from typing import Any, ClassVar, Dict, Optional
 
 DEFAULT_RETRY_S = 300.0
 LOGIN_HINT = (
@@ -70,9 +70,12 @@ class WorkerContext(Record):
 
 
 class _ThisProcess:
-    """The one thing that a worker's child tells the SDK; a class so that no ``global`` is needed."""
+    """What is known of this process; a class so that no ``global`` is needed."""
 
     worker: Optional[WorkerContext] = None
+    """What a worker's child tells the SDK."""
+    local_servers: ClassVar[Dict[str, LocalServer]] = {}
+    """The local control planes that were found, by their home."""
 
 
 def set_worker_context(context: Optional[WorkerContext]) -> None:
@@ -116,11 +119,15 @@ def retry_s(environ: Optional[Mapping[str, str]] = None) -> float:
 
 
 def resolve(
-    profile: Optional[str] = None, *, environ: Optional[Mapping[str, str]] = None
+    profile: Optional[str] = None,
+    *,
+    environ: Optional[Mapping[str, str]] = None,
+    waits_for_local: bool = False,
 ) -> Connection:
     """The control plane to talk to; ``profile`` names one of ``multinode login`` and goes before everything else.
 
-    Raises NotLoggedIn where there is none, ProfileNotFound, and InputError for a file or value that is malformed.
+    ``waits_for_local``: a local one that this process has used before is still the one where it does not run now, since it
+    restarts with the same port and key. Raises NotLoggedIn where there is none, ProfileNotFound, and InputError for a file or value that is malformed.
     """
     environ = os.environ if environ is None else environ
     patience = retry_s(environ)
@@ -132,7 +139,7 @@ def resolve(
     return (
         _from_environment(environ, patience)
         or _from_current_profile(home(environ), patience)
-        or _from_local_server(home(environ), patience)
+        or _from_local_server(home(environ), patience, is_kept=waits_for_local)
         or _nowhere()
     )
 
@@ -200,8 +207,12 @@ def _from_current_profile(folder: Path, patience: float) -> Optional[Connection]
     return _from_profile(_named_profile(folder, credentials.current), patience)
 
 
-def _from_local_server(folder: Path, patience: float) -> Optional[Connection]:
+def _from_local_server(folder: Path, patience: float, *, is_kept: bool) -> Optional[Connection]:
     server = read_local_server(folder)
+    if server is None and is_kept:
+        server = _ThisProcess.local_servers.get(str(folder))
+    elif server is not None:
+        _ThisProcess.local_servers[str(folder)] = server
     if server is None:
         return None
     return Connection(server.url, server.key, patience, "the local control plane")

@@ -4,9 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+
+from multinode import get_deployed_function
+from multinode.errors import MultinodeError, ProjectNotFound
 
 COMMAND = Path(sys.executable).with_name("multinode")
 
@@ -55,3 +59,30 @@ def test_bad_options_are_an_error_while_one_runs(server):
     assert (code, f"(pid {started['pid']})" in out) == (0, True)
     assert "It keeps the options with which it was started." in err
     assert outcome(server("server", "start"))[2] == ""
+
+
+def test_an_application_notices_nothing_of_a_restart(server, tmp_path, monkeypatch):
+    """It finds the local control plane by its file, which is not there while no server runs."""
+    monkeypatch.setenv("MULTINODE_HOME", str(tmp_path / "home"))
+    assert outcome(server("server", "start"))[0] == 0
+    failures = []
+
+    def call():
+        try:
+            get_deployed_function("shop", "greet")
+        except ProjectNotFound:  # the answer of a control plane that runs
+            return
+        except MultinodeError as error:
+            failures.append(error)
+
+    call()  # from now on this process knows it
+    restart = server("server", "restart")
+    callers = []
+    while restart.poll() is None:  # one every 20 ms: some in the gap between the two servers
+        callers.append(threading.Thread(target=call))
+        callers[-1].start()
+        callers[-1].join(0.02)
+    for caller in callers:
+        caller.join()
+    assert outcome(restart)[0] == 0
+    assert failures == []

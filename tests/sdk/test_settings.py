@@ -68,6 +68,18 @@ def test_a_local_server_that_is_dead_is_none(home):
         resolve()
 
 
+def test_a_local_server_that_restarts_is_waited_for_by_those_who_used_it(home):
+    with pytest.raises(errors.NotLoggedIn):
+        resolve(waits_for_local=True)
+    run_local_server(home, os.getpid())
+    found = resolve(waits_for_local=True)
+    (home / "server.json").unlink()
+
+    assert resolve(waits_for_local=True) == found
+    with pytest.raises(errors.NotLoggedIn):
+        resolve()
+
+
 def test_without_anything_the_hint_says_what_to_do(home):
     with pytest.raises(errors.NotLoggedIn) as caught:
         resolve()
