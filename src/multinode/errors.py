@@ -30,12 +30,14 @@
     │   ├── ControlPlaneUnreachable         no answer within MULTINODE_RETRY_SECONDS
     │   ├── UnexpectedAnswer                something that is no Multinode control plane answered
     │   ├── IncompatibleVersion             a control plane of another major version
-    │   ├── StorageFull                     the control plane's disk or database is full
+    │   ├── StorageFull                     the disk or database of the control plane, or a Docker engine's disk, is full
     │   ├── ServerStopping                  the control plane is shutting down
     │   └── InternalError                   a fault of the control plane itself
     ├── OperationFailed                     a command that could not do what it was asked for
     │   ├── InvocationFailedError           the invocation ended FAILED
     │   ├── MissingExtra                    a part of Multinode that is not installed
+    │   ├── EngineUnavailable               no Docker engine that this user may use
+    │   ├── RegistryFailed                  a registry that is away, or refuses an image
     │   └── ServerStartFailed               the local control plane did not come up
     ├── RemoteInvocationCancelledError      (also an InvocationCancelledError)
     └── RemoteInvocationTimedOutError       (also an InvocationTimedOutError)
@@ -288,7 +290,7 @@ class IncompatibleVersion(ControlPlaneError):
 
 
 class StorageFull(ControlPlaneError):
-    """The control plane's disk or database is full."""
+    """The control plane's disk or database is full, or the disk of the Docker engine that builds."""
 
     code = "storage_full"
 
@@ -315,6 +317,18 @@ class MissingExtra(OperationFailed):
     """A part of Multinode that is not installed; the hint is the command that installs it."""
 
     code = "missing_extra"
+
+
+class EngineUnavailable(OperationFailed):
+    """No Docker engine answers, or this user may not use it."""
+
+    code = "engine_unavailable"
+
+
+class RegistryFailed(OperationFailed):
+    """A registry of images is away, lets nobody in, or refused an image."""
+
+    code = "registry_failed"
 
 
 class ServerStartFailed(OperationFailed):
@@ -432,6 +446,8 @@ HTTP_STATUS: dict[str, int] = {
     "internal_error": 500,
     "failed": 500,
     "missing_extra": 500,
+    "engine_unavailable": 503,
+    "registry_failed": 502,
     "server_start_failed": 500,
     "invocation_failed": 409,
     "interrupted": 409,
@@ -483,6 +499,8 @@ EXIT_CODE: dict[str, int] = {
     "internal_error": 1,
     "failed": 1,
     "missing_extra": 1,
+    "engine_unavailable": 1,
+    "registry_failed": 1,
     "server_start_failed": 1,
     "invocation_failed": 1,
     "interrupted": 1,

@@ -1,4 +1,4 @@
-"""The environment of a version: what it is made from, and its building by the control plane."""
+"""The environment of a version: what it is made from, and its building by the control plane, or the order to build it here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from multinode.errors import (
     MultinodeError,
     by_code,
 )
-from multinode.wire import BuildEvent, EnvironmentInfo, EnvironmentSpec, ErrorBody, loads
+from multinode.wire import (
+    BuildEvent,
+    EnvironmentInfo,
+    EnvironmentSpec,
+    ErrorBody,
+    ImageOrder,
+    loads,
+)
 from multinode_cli.tasks_folder import Environment, Requirements
 from multinode_cli.tasks_folder.project_file import DEFAULT_PYTHON
 
@@ -39,8 +46,10 @@ def environment_spec(
     )
 
 
-def follow_build(lines: Iterable[bytes], on_line: Callable[[str], None]) -> EnvironmentInfo:
-    """The environment that a build's stream ends with; ``on_line`` gets each line of output before.
+def follow_build(
+    lines: Iterable[bytes], on_line: Callable[[str], None]
+) -> EnvironmentInfo | ImageOrder:
+    """The environment that a build's stream ends with, or the order to build an image; ``on_line`` gets each line of output before.
 
     Raises the error that the stream ends with, EnvironmentBuildFailed as a rule.
     """
@@ -54,6 +63,8 @@ def follow_build(lines: Iterable[bytes], on_line: Callable[[str], None]) -> Envi
             raise _error(event.error)
         if event.environment is not None:
             return event.environment
+        if event.image_order is not None:
+            return event.image_order
     message = "The control plane broke off while it built the environment."
     raise ControlPlaneUnreachable(message, "Deploy again; what was built so far is not used.")
 

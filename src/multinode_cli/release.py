@@ -3,19 +3,21 @@
     read → check → aim → build → upload → describe → register
 
 ``read`` and ``check`` look at this machine only. ``aim`` is the first word with the control plane and changes nothing.
-``build`` and ``upload`` store what is named by its content, so that breaking off leaves nothing half done. ``register`` is one
+``build`` lets the control plane make a virtual environment, or makes the image that it orders. ``build`` and ``upload`` store what is named by its content, so that breaking off leaves nothing half done. ``register`` is one
 request and one transaction: the project changes there or not at all. ``plan`` ends after ``aim``.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from multinode.client import Client, path_of
+from multinode.distribution import sdk_digest
 from multinode.errors import (
     BundleNotFound,
     InputError,
@@ -30,6 +32,7 @@ from multinode.wire import (
     EnvironmentInfo,
     EnvironmentSpec,
     FunctionDescription,
+    ImageOrder,
     RegisterAnswer,
     RegisterRequest,
     ServerInfo,
@@ -38,6 +41,7 @@ from multinode.wire import (
 from multinode_cli.checks import check_code
 from multinode_cli.environments import environment_spec, follow_build
 from multinode_cli.errors import raise_for_problems
+from multinode_cli.images.indexes import redact
 from multinode_cli.tasks_folder import (
     Bundle,
     ProjectFile,
@@ -49,6 +53,9 @@ from multinode_cli.tasks_folder import (
     read_project_file,
     read_requirements,
 )
+
+if TYPE_CHECKING:
+    from multinode_cli.images.output import Progress
 
 BUILD_ANSWER_S = 600.0
 """How long the import of ``main.py`` may hold its request open."""
@@ -184,15 +191,33 @@ def aim(
 def build(
     target: Target,
     client: Client,
+    progress: Progress,
     *,
-    on_line: Callable[[str], None],
+    environ: Mapping[str, str],
     no_cache: bool = False,
     strict_python: bool = False,
 ) -> Built:
-    """Find the environment, or let the control plane make it; ``on_line`` gets the build's output."""
-    request = BuildRequest(target.spec, no_cache=no_cache, strict_python=strict_python)
-    lines = client.stream("POST", path_of("projects", target.project, "environments"), request)
-    return Built(target, follow_build(lines, on_line))
+    """Find the environment, or let the control plane make it, or build the image that it orders; ``progress`` is told."""
+    request = BuildRequest(_told_spec(target), no_cache, strict_python, sdk_digest())
+    path = path_of("projects", target.project, "environments")
+    answer = follow_build(client.stream("POST", path, request), progress.line)
+    if isinstance(answer, ImageOrder):
+        from multinode_cli.images.making import make_image  # lazy: start-up time, it imports docker
+
+        report = make_image(answer, target.spec, progress, environ=environ, no_cache=no_cache)
+        path = path_of("projects", target.project, "environments", answer.digest)
+        answer = client.call(
+            EnvironmentInfo, "PUT", path, report.replace(spec=request.spec), wait_s=BUILD_ANSWER_S
+        )
+    return Built(target, answer)
+
+
+def _told_spec(target: Target) -> EnvironmentSpec:
+    """The spec as the control plane has to know it: credentials of indexes only where it is the one that installs."""
+    settings = target.spec.settings
+    if target.server.runner == "process" or not settings:
+        return target.spec
+    return target.spec.replace(settings={name: redact(value) for name, value in settings.items()})
 
 
 def upload(built: Built, client: Client) -> Built:

@@ -1,7 +1,11 @@
 """The command line run inside the test's process, in a folder of its own."""
 
 import json
+import os
+import socket
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from tests.cli import scripted_control_plane
@@ -71,3 +75,25 @@ def plane(monkeypatch):
         monkeypatch.setenv("MULTINODE_API_KEY", "key-1")
         monkeypatch.setenv("MULTINODE_RETRY_SECONDS", "0")
         yield plane
+
+
+@pytest.fixture
+def forbidden_socket():
+    """The path of a listening socket that this process may not connect to (root, who may, is nobody meanwhile)."""
+    folder = Path(tempfile.mkdtemp())  # short: the path of a socket has 107 characters at the most
+    path = folder / "docker.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        path.chmod(0)
+        folder.chmod(0o755)
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.seteuid(65534)
+        try:
+            yield path
+        finally:
+            if is_root:
+                os.seteuid(0)
+            path.unlink()
+            folder.rmdir()

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from multinode.errors import MultinodeError
 from multinode_cli import release
 from multinode_cli.commands.frame import Answer, Commands, Session
 from multinode_cli.commands.names import ProjectName
@@ -134,11 +135,12 @@ def _release(session: Session, options: _Options) -> Answer:
 
 def _act(session: Session, target: release.Target, options: _Options) -> release.Released:
     console, client = session.console, session.client
-    with console.changing_line("environment") as line:
+    with console.changing_line("environment") as line, _BuildOutput(console, line) as output:
         built = release.build(
             target,
             client,
-            on_line=_BuildOutput(console, line).take,
+            output,
+            environ=session.settings.environ,
             no_cache=options.no_cache,
             strict_python=options.strict_python,
         )
@@ -151,19 +153,51 @@ def _act(session: Session, target: release.Target, options: _Options) -> release
 
 
 class _BuildOutput:
-    """Shows a build's output as it comes; the changing line, where there is one, has its newest line."""
+    """Shows a build as it goes on. The changing line, where there is one, has what is newest; elsewhere every line is a line.
+
+    The lines of an image's build are many: where there is a changing line they are kept, and shown when the build fails.
+    """
 
     def __init__(self, console: Console, line: ChangingLine) -> None:
         self._console = console
         self._line = line
         self._is_first = True
+        self._step = ""
+        self._kept: list[str] = []
 
-    def take(self, text: str) -> None:
+    def __enter__(self) -> _BuildOutput:
+        return self
+
+    def __exit__(self, cls: type[BaseException] | None, *_: object) -> None:
+        if cls is not None and issubclass(cls, MultinodeError):
+            for text in self._kept:
+                self._console.note(f"  {text}", "dim")
+
+    def step(self, title: str) -> None:
+        """A step of an image's build begins."""
+        self._begin()
+        self._step = title
+        self._kept.append(f"{title}:")
+        self._console.note(f"  {title}")
+        self._line.say(title)
+
+    def line(self, text: str) -> None:
+        """A line of output."""
+        self._begin()
+        if self._step and self._line.is_visible:
+            self._kept.append(text)
+        else:
+            self._console.note(f"  {text}", "dim")
+        self._line.say(f"{self._step or 'environment'}: {text}")
+
+    def moment(self, text: str) -> None:
+        """How far a step has come."""
+        self._line.say(f"{self._step}: {text}")
+
+    def _begin(self) -> None:
         if self._is_first:
             self._console.note("Making the environment (once for these requirements):")
         self._is_first = False
-        self._console.note(f"  {text}", "dim")
-        self._line.say(f"environment: {text}")
 
 
 @contextmanager
@@ -211,6 +245,7 @@ def _released(released: release.Released, notice: str) -> Answer:
             "digest": environment.digest,
             "python": environment.python_served,
             "created": environment.created,
+            "image": environment.image or None,
         },
         "warnings": [notice] * bool(notice) + released.warnings,
     }

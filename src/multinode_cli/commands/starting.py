@@ -10,11 +10,12 @@ from typing import Annotated
 
 import typer
 
-from multinode.errors import InputError, OperationFailed
+from multinode.errors import InputError
 from multinode.limits import MAX_PROJECT_NAME
 from multinode_cli.commands.frame import Answer, Commands, Session
 from multinode_cli.console import Console
 from multinode_cli.errors import nearest
+from multinode_cli.template_files import templates_folder
 
 commands = Commands()
 
@@ -78,16 +79,6 @@ def project_name(folder_name: str) -> str:
     """A project name made of a folder's: lower case, with what is not allowed replaced."""
     name = re.sub(r"[^a-z0-9_-]+", "-", folder_name.lower()).strip("-_")[:MAX_PROJECT_NAME]
     return name or "project"
-
-
-def templates_folder() -> Path:
-    """The templates: inside the package in a wheel, at the repository's root in an editable installation."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "templates", package.parents[1] / "templates"):
-        if (folder / _SHARED).is_dir():
-            return folder
-    message = "The templates are not where this installation should have them."
-    raise OperationFailed(message, "Install Multinode again, from its wheel or repository.")
 
 
 def _files(folder: Path, template: str) -> Iterator[tuple[str, str]]:

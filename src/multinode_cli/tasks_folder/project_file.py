@@ -19,6 +19,8 @@ OLDEST_PYTHON = (3, 8)
 _TOP_LEVEL = ("project", "tasks", "profile", "environment")
 _ENVIRONMENT = ("python", "base_image", "apt")
 _PROJECT_NAME = re.compile(r"[a-z0-9_-]+")
+_APT_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?(=[A-Za-z0-9.+:~-]+)?")
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 _PYTHON = re.compile(r"3\.(\d{1,2})")
 
 
@@ -147,7 +149,7 @@ def _from_table(path: Path, table: dict[str, Any]) -> ProjectFile:
         profile=_text(path, "profile", table),
         environment=Environment(
             python=_python(path, environment),
-            base_image=_text(path, "base_image", environment),
+            base_image=_base_image(path, environment),
             apt=_apt(path, environment),
         ),
     )
@@ -191,9 +193,21 @@ def _python(path: Path, table: dict[str, Any]) -> str | None:
     return str(value)
 
 
+def _base_image(path: Path, table: dict[str, Any]) -> str | None:
+    value = _text(path, "base_image", table)
+    if value is None or _IMAGE.fullmatch(value):
+        return value
+    message = f"{path}: base_image = {value!r} is no name of an image."
+    raise InvalidTasks(message, 'Write it so: base_image = "python:3.12-slim".')
+
+
 def _apt(path: Path, table: dict[str, Any]) -> tuple[str, ...]:
     value = table.get("apt", [])
-    if isinstance(value, list) and all(isinstance(item, str) and item for item in value):
-        return tuple(value)
-    message = f"{path}: apt = {value!r} is no list of package names."
-    raise InvalidTasks(message, 'Write it so: apt = ["libgl1"].')
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        message = f"{path}: apt = {value!r} is no list of package names."
+        raise InvalidTasks(message, 'Write it so: apt = ["libgl1"].')
+    for item in value:
+        if not _APT_PACKAGE.fullmatch(item):
+            message = f"{path}: apt: {item!r} is no name of a Debian package."
+            raise InvalidTasks(message, 'Write it so: apt = ["libgl1"].')
+    return tuple(value)

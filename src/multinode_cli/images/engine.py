@@ -1,0 +1,280 @@
+"""One Docker engine: the only module of the command line that knows the ``docker`` package."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import tarfile
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from typing import Any
+
+import docker
+from docker.context import ContextAPI
+from docker.errors import APIError, DockerException, NotFound
+from docker.utils import kwargs_from_env
+from docker.utils.config import load_general_config
+from docker.utils.proxy import ProxyConfig
+from requests.exceptions import RequestException, Timeout
+from urllib3.exceptions import HTTPError
+
+from multinode.errors import EngineUnavailable, MissingExtra, StorageFull
+from multinode.wire import Registry
+from multinode_cli.images.failures import EngineRefused
+
+CONNECT_S = 10.0
+ANSWER_S = 600.0
+"""Removing a large image, or a pull that extracts a large layer, may be silent for minutes."""
+DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
+
+
+class Engine:
+    """An engine that has answered. Its methods raise EngineRefused with its words, EngineUnavailable where it is gone."""
+
+    def __init__(self, api: docker.APIClient, address: str, context: str) -> None:
+        self._api = api
+        self.address = address
+        self.context = context
+        """The name of the docker command's context that it is."""
+
+    # --- images ---
+
+    def image(self, name: str) -> Mapping[str, Any] | None:
+        """What the engine knows about an image that it has; None where it has none of the name or id."""
+        with self._words():
+            try:
+                found: Mapping[str, Any] = self._api.inspect_image(name)
+            except NotFound:
+                return None
+            return found
+
+    def platform(self) -> str:
+        """Of the engine's machine, ``linux/amd64``."""
+        with self._words():
+            version = self._api.version()
+        return f"{version['Os']}/{version['Arch']}"
+
+    def pull(
+        self, repository: str, tag: str, platform: str, login: Registry | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Pulls an image; yields the events."""
+        with self._words():
+            yield from _checked(
+                self._api.pull(
+                    repository,
+                    tag=tag,
+                    platform=platform,
+                    auth_config=_auth(login),
+                    stream=True,
+                    decode=True,
+                )
+            )
+
+    def push(self, registry: Registry, tag: str) -> Iterator[dict[str, Any]]:
+        """Pushes an image; yields every event. The one with ``aux`` is the last of a push that came to its end."""
+        with self._words():
+            yield from _checked(
+                self._api.push(
+                    registry.repository,
+                    tag=tag,
+                    auth_config=_auth(registry),
+                    stream=True,
+                    decode=True,
+                )
+            )
+
+    def is_in_registry(self, registry: Registry, tag: str) -> bool:
+        """Whether the registry has the tag, as the engine sees it."""
+        with self._words():
+            try:
+                self._api.inspect_distribution(
+                    f"{registry.repository}:{tag}", auth_config=_auth(registry)
+                )
+            except NotFound:
+                return False
+            return True
+
+    def build(
+        self,
+        context: bytes,
+        *,
+        tag: str,
+        labels: Mapping[str, str],
+        platform: str | None,
+        arguments: Mapping[str, str],
+        no_cache: bool,
+    ) -> Generator[dict[str, Any], None, None]:
+        """Builds with the classic builder; yields the events. Closing the iterator makes the engine give the build up.
+
+        Asked for without docker-py's ``build``: that keeps the connection, and with it the build, until it is collected.
+        """
+        given = {**_proxies(), **arguments}
+        parameters = {
+            "t": tag, "rm": True, "forcerm": True, "nocache": no_cache, "labels": json.dumps(dict(labels)),
+            "buildargs": json.dumps(given), **({"platform": platform} if platform else {}),
+        }  # fmt: skip
+        url = f"{self._api.base_url}/v{self._api.api_version}/build"
+        headers = {"Content-Type": "application/x-tar"}
+        with self._words():
+            answer = self._api.post(
+                url, data=context, params=parameters, headers=headers, stream=True, timeout=None
+            )
+            with closing(answer):
+                if answer.status_code >= 400:
+                    raise EngineRefused(_message(answer.content))
+                yield from _checked(json.loads(line) for line in answer.iter_lines() if line)
+
+    def remove_image(self, image: str) -> None:
+        """Removes an image that is tagged nowhere, as far as none other is made from it."""
+        with suppress(DockerException, RequestException):
+            self._api.remove_image(image)
+
+    # --- containers ---
+
+    def read_file(self, image: str, path: str, labels: Mapping[str, str]) -> bytes | None:
+        """A file in an image, by a container that is made and never started; None where there is no such file."""
+        with self._words():
+            container = self._api.create_container(image, ["true"], labels=dict(labels))["Id"]
+            try:
+                pieces, _ = self._api.get_archive(container, path)
+                archive = b"".join(pieces)
+            except NotFound:
+                return None
+            finally:
+                self._api.remove_container(container, v=True, force=True)
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            file = tar.extractfile(tar.getmembers()[0])
+            return file.read() if file else None
+
+    def end_container(self, container: str) -> None:
+        """Kills a container and waits until it is gone."""
+        with suppress(DockerException, RequestException):
+            self._api.remove_container(container, v=True, force=True)
+        with suppress(
+            DockerException, RequestException
+        ):  # where the engine was removing it already
+            self._api.wait(container, condition="removed", timeout=CONNECT_S)
+
+    def close(self) -> None:
+        """Ends the connections."""
+        self._api.close()
+
+    @contextmanager
+    def _words(self) -> Iterator[None]:
+        try:
+            yield
+        except APIError as error:
+            raise EngineRefused(str(error.explanation or error)) from error
+        except (DockerException, RequestException, HTTPError) as error:
+            raise _unavailable(self.address, error) from error
+
+
+def connect(environ: Mapping[str, str]) -> Engine:
+    """The engine of DOCKER_HOST, else of the docker command's context. Raises EngineUnavailable, with what to do."""
+    given = kwargs_from_env(environment=dict(environ) or None)
+    context = "default"
+    if "base_url" not in given:
+        found = ContextAPI.get_context(environ.get("DOCKER_CONTEXT"))
+        if found is not None and found.Host:
+            context = found.name
+            given = {
+                "base_url": found.Host,
+                **({"tls": found.TLSConfig} if found.TLSConfig else {}),
+            }
+    address = given.setdefault("base_url", DEFAULT_ADDRESS).replace("http+unix://", "unix://")
+    try:
+        _try_socket(address)
+        api = docker.APIClient(**given, version="auto", timeout=CONNECT_S, use_ssh_client=True)
+    except (DockerException, RequestException, OSError, ValueError) as error:
+        raise _unavailable(address, error) from error
+    api.timeout = ANSWER_S
+    return Engine(api, address, context)
+
+
+def _try_socket(address: str) -> None:
+    """Raises OSError where nobody listens at ``unix://…``: docker-py leaves a socket open that it could not connect."""
+    if address.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as tried:
+            tried.settimeout(CONNECT_S)
+            tried.connect(address.removeprefix("unix://"))
+
+
+def split_name(image: str) -> tuple[str, str]:
+    """``registry:5000/name:tag`` as repository and tag; ``latest`` where there is none, the digest where that is given."""
+    if "@" in image:
+        repository, _, digest = image.partition("@")
+        return repository, digest
+    repository, colon, tag = image.rpartition(":")
+    return (repository, tag) if colon and "/" not in tag else (image, "latest")
+
+
+def _checked(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for event in events:
+        if "error" in event:
+            detail = event.get("errorDetail") or {}
+            raise EngineRefused(str(detail.get("message") or event["error"]))
+        yield event
+
+
+def _message(body: bytes) -> str:
+    with suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(body)["message"])
+    return body.decode(errors="replace")[:500]
+
+
+def _auth(login: Registry | None) -> dict[str, str] | None:
+    """None: the engine is given what ``docker login`` has kept for the registry."""
+    return {"username": login.username, "password": login.key} if login and login.username else None
+
+
+def _proxies() -> dict[str, str]:
+    """The proxies of ``~/.docker/config.json``, which the docker command gives to builds too."""
+    configured = (load_general_config().get("proxies") or {}).get("default") or {}
+    found: dict[str, str] = ProxyConfig.from_dict(configured).get_environment()
+    return found
+
+
+def _unavailable(address: str, error: Exception) -> EngineUnavailable | MissingExtra | StorageFull:
+    """Why it does not answer. The reasons lie deep: requests wraps what urllib3 wraps what the socket said."""
+    text = _reasons(error)
+    if "paramiko" in text:
+        return MissingExtra(
+            f"An engine by ssh ({address}) needs the package paramiko.",
+            "Install it: pip install 'docker[ssh]'",
+        )
+    if "PermissionError" in text or "Permission denied" in text:
+        message = f"This user may not use the Docker engine at {address}."
+        return EngineUnavailable(
+            message,
+            "Add the user to the group that may (`sudo usermod -aG docker $USER`), and log in again.",
+        )
+    if isinstance(error, Timeout) or "timed out" in text:
+        message = f"The Docker engine at {address} does not answer."
+    else:
+        message = f"No Docker engine answers at {address}{_short(text)}."
+    return EngineUnavailable(
+        message,
+        "The control plane runs functions in containers, and this command builds their image: start Docker, or set DOCKER_HOST to an engine that runs.",
+    )
+
+
+def _reasons(error: BaseException) -> str:
+    told = []
+    seen: BaseException | None = error
+    while seen is not None:
+        told.append(f"{type(seen).__name__}: {seen}")
+        seen = seen.__cause__ or seen.__context__
+    return "\n".join(told)
+
+
+def _short(text: str) -> str:
+    known = (
+        "No such file or directory",
+        "Connection refused",
+        "Name or service not known",
+        "certificate verify failed",
+        "Connection reset by peer",
+    )
+    found = next((reason for reason in known if reason in text), "")
+    return f" ({found.lower()})" if found else ""

@@ -1,0 +1,205 @@
+"""What the command line does with an ``ImageOrder``.
+
+    order → context (Dockerfile, requirements, SDK) → base image here → build → push, where there is a registry → report
+
+An image that the registry has is pulled in place of that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from multinode.distribution import sdk_digest
+from multinode.errors import OperationFailed
+from multinode.wire import EnvironmentSpec, ImageOrder, ImageReport, Registry
+from multinode_cli.images import buildkit, classic, failures
+from multinode_cli.images.context import REPORT, Context, make_context
+from multinode_cli.images.engine import Engine, connect, split_name
+from multinode_cli.images.failures import EngineRefused
+from multinode_cli.images.indexes import hidden
+from multinode_cli.images.output import Output, Progress
+
+
+def make_image(
+    order: ImageOrder,
+    spec: EnvironmentSpec,
+    progress: Progress,
+    *,
+    environ: Mapping[str, str],
+    no_cache: bool,
+) -> ImageReport:
+    """The image that was ordered, built in the engine of DOCKER_HOST and pushed where the order says so.
+
+    Raises EnvironmentBuildFailed, EngineUnavailable, RegistryFailed and StorageFull; then nothing has changed for the project.
+    """
+    context = make_context(spec, environ)
+    engine = connect(environ)
+    try:
+        work = _Work(engine, order, context, progress, environ)
+        if order.registry is None:
+            return work.report(spec, work.built(no_cache=no_cache))
+        there = work.is_pushed(
+            order.registry
+        )  # before the build: nobody waits for one that cannot be pushed
+        image = work.pulled(order.registry) if there and not no_cache else ""
+        if not image:
+            work.built(no_cache=no_cache)
+            image = work.pushed(order.registry)
+        return work.report(spec, image)
+    finally:
+        engine.close()
+
+
+class _Work:
+    """The steps of one order."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        order: ImageOrder,
+        context: Context,
+        progress: Progress,
+        environ: Mapping[str, str],
+    ) -> None:
+        self._engine = engine
+        self._order = order
+        self._context = context
+        self._progress = progress
+        self._environ = environ
+        self._warnings: list[str] = []
+        self._tag = split_name(order.tag)[1]
+
+    # --- the image ---
+
+    def built(self, *, no_cache: bool) -> str:
+        """Builds it; returns its id in the engine."""
+        self._have_base_image(refresh=no_cache)
+        output = Output(self._progress, hidden(self._context.secret))
+        try:
+            self._build(output, no_cache=no_cache)
+        except EngineRefused as error:
+            prefix = "build/inputs/"
+            inputs = {
+                name.removeprefix(prefix): data
+                for name, data in self._context.files.items()
+                if name.startswith(prefix)
+            }
+            words = output.cleaned(error.words)
+            raise failures.build_failed(
+                words, output.lines, base_image=self._context.base_image, files=inputs
+            ) from error
+        image = self._engine.image(self._order.tag)
+        if image is None:
+            message = f"The image {self._order.tag} was built, and is not in the engine at {self._engine.address}."
+            raise OperationFailed(message, "Somebody may have removed it: deploy again.")
+        return str(image["Id"])
+
+    def _build(self, output: Output, *, no_cache: bool) -> None:
+        order, context = self._order, self._context
+        if buildkit.is_there(self._environ):
+            buildkit.build_image(
+                self._engine, context, output, tag=order.tag, labels=order.labels, platform=order.platform,
+                no_cache=no_cache, environ=self._environ,
+            )  # fmt: skip
+            return
+        is_own = order.platform == self._engine.platform()
+        platform = None if is_own else order.platform
+        classic.build_image(
+            self._engine, context, output, tag=order.tag, labels=order.labels, platform=platform, no_cache=no_cache
+        )  # fmt: skip
+
+    def _have_base_image(self, *, refresh: bool) -> None:
+        """Pulls the base image where it is not here; with ``refresh`` in any case, as far as its registry can be had."""
+        name, platform = self._context.base_image, self._order.platform
+        found = self._engine.image(name)
+        is_here = found is not None and f"{found['Os']}/{found['Architecture']}" == platform
+        if is_here and not refresh:
+            return
+        self._progress.step(f"Pulling the base image {name}")
+        try:
+            for event in self._engine.pull(*split_name(name), platform):
+                self._progress.moment(_moment(event))
+        except EngineRefused as error:
+            if not is_here:
+                raise failures.base_image_missing(error.words, name, platform) from error
+            self._warnings.append(
+                f"{name} could not be pulled anew; the one that is here was used."
+            )
+
+    # --- the registry ---
+
+    def is_pushed(self, registry: Registry) -> bool:
+        """Whether the registry has the image. Raises RegistryFailed where it is away or lets nobody in: before the build."""
+        try:
+            return self._engine.is_in_registry(registry, self._tag)
+        except EngineRefused as error:
+            if failures.is_hopeless(error.words):
+                raise failures.registry_failed(error.words, registry.repository) from error
+            return False  # some registries refuse to speak of what is not there; the push will tell
+
+    def pulled(self, registry: Registry) -> str:
+        """Pulls it; returns its name by digest, empty where it was not made to this order."""
+        self._progress.step("Pulling the image, which the registry has")
+        try:
+            for event in self._engine.pull(
+                registry.repository, self._tag, self._order.platform, registry
+            ):
+                self._progress.moment(_moment(event))
+        except EngineRefused as error:
+            raise failures.registry_failed(error.words, registry.repository) from error
+        image = self._engine.image(self._order.tag) or {}
+        labels = image.get("Config", {}).get("Labels") or {}
+        if not labels.items() >= self._order.labels.items():
+            return ""  # another control plane's, which shares the registry
+        digests = [str(name) for name in image.get("RepoDigests") or []]
+        return next((name for name in digests if split_name(name)[0] == registry.repository), "")
+
+    def pushed(self, registry: Registry) -> str:
+        """Pushes it; returns its name by digest. A push is over when the registry has told the digest, not before."""
+        self._progress.step(f"Pushing the image to {registry.repository}")
+        digest = ""
+        try:
+            for event in self._engine.push(registry, self._tag):
+                digest = str((event.get("aux") or {}).get("Digest") or digest)
+                self._progress.moment(_moment(event))
+        except EngineRefused as error:
+            raise failures.registry_failed(error.words, registry.repository) from error
+        if not digest:
+            words = "(the push ended without a digest)"
+            raise failures.registry_failed(words, registry.repository)
+        return f"{registry.repository}@{digest}"
+
+    # --- the report ---
+
+    def report(self, spec: EnvironmentSpec, image: str) -> ImageReport:
+        """What is in it, as the image itself says."""
+        noted = self._engine.read_file(image, REPORT, self._order.labels)
+        if noted is None:
+            message = f"The image {image} was not made by `multinode deploy`: it has no {REPORT}."
+            raise OperationFailed(message, "Remove it, or deploy with --no-cache.")
+        inside = json.loads(noted)
+        return ImageReport(
+            spec=spec,
+            sdk_digest=sdk_digest(),
+            image=image,
+            python_served=inside["python"],
+            packages=inside["packages"],
+            base_image=self._base_image_with_digest(),
+            warnings=self._warnings,
+        )
+
+    def _base_image_with_digest(self) -> str:
+        """The digest of its registry, or the engine's id of an image that came from none."""
+        name = self._context.base_image
+        image = self._engine.image(name) or {}
+        repository = split_name(name)[0]
+        for full in image.get("RepoDigests") or []:
+            if split_name(full)[0].rpartition("/")[2] == repository.rpartition("/")[2]:
+                return f"{name.partition('@')[0]}@{full.partition('@')[2]}"
+        return f"{name.partition('@')[0]}@{image['Id']}" if image else name
+
+
+def _moment(event: Mapping[str, object]) -> str:
+    words = (event.get("id"), event.get("status"), event.get("progress"))
+    return " ".join(str(word) for word in words if word)

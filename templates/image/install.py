@@ -1,0 +1,83 @@
+"""Runs while an image is built: installs requirements.txt together with what the SDK needs, and notes what came out of it.
+
+Credentials of package indexes come as a secret: a file that BuildKit mounts, or, with the classic builder, inside
+FTP_PROXY. That is one of the build arguments which the engine keeps out of the image, its history and its cache, and nothing
+here downloads by FTP. They lie in memory (/dev/shm) while pip runs.
+"""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from importlib.metadata import distributions
+from pathlib import Path
+
+HOME = Path("/opt/multinode")
+BUILD = HOME / "build"
+MOUNTED = Path("/run/secrets/multinode-indexes")
+CACHE = Path("/var/cache/multinode-pip")
+IN_ARGUMENT = "multinode:"
+
+
+def secret():
+    text = os.environ.pop("FTP_PROXY", "")
+    if MOUNTED.exists():
+        return json.loads(MOUNTED.read_text())
+    if text.startswith(IN_ARGUMENT):
+        return json.loads(base64.b64decode(text[len(IN_ARGUMENT) :]))
+    return {"variables": {}, "netrc": ""}
+
+
+def install(given, folder):
+    has_cache = os.path.ismount(str(CACHE))
+    variables = {
+        "PIP_BREAK_SYSTEM_PACKAGES": "1",  # Debian's own Python asks for it; here is nothing else to break
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_INPUT": "1",
+        "PIP_PROGRESS_BAR": "off",
+        "PIP_ROOT_USER_ACTION": "ignore",
+        **({"PIP_CACHE_DIR": str(CACHE)} if has_cache else {"PIP_NO_CACHE_DIR": "1"}),
+        **given["variables"],
+    }
+    if given["netrc"]:
+        path = Path(folder, "netrc")
+        path.write_text(given["netrc"])
+        path.chmod(0o600)
+        variables["NETRC"] = str(path)
+    command = [sys.executable, "-m", "pip", "install"]
+    asked = ["-r", "requirements.txt", "-r", str(BUILD / "sdk-requirements.txt")]
+    environ = {**os.environ, **variables}
+    return subprocess.call(command + asked, cwd=str(BUILD / "inputs"), env=environ)
+
+
+def note():
+    found = {
+        re.sub(r"[-_.]+", "-", item.metadata["Name"]).lower(): item.version
+        for item in distributions()
+    }
+    packages = sorted(name + "==" + version for name, version in found.items())
+    python = ".".join(map(str, sys.version_info[:3]))
+    noted = {"python": python, "packages": packages}
+    (HOME / "environment.json").write_text(json.dumps(noted, indent=1) + "\n")
+
+
+def main():
+    print(
+        "== Installing the requirements for Python",
+        ".".join(map(str, sys.version_info[:3])),
+        flush=True,
+    )
+    shared_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=shared_memory) as folder:
+        failed = install(secret(), folder)
+    if failed:
+        sys.exit(failed)
+    Path(sysconfig.get_paths()["purelib"], "multinode.pth").write_text(str(HOME) + "\n")
+    note()
+
+
+main()

@@ -1,0 +1,412 @@
+"""What images are made from, and the words for what goes wrong: without an engine, or with a scripted one."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from tests.cli.scripted_engine import running as engine_running
+from tests.cli.scripted_engine import scripted_order
+
+from multinode.distribution import SDK_REQUIREMENTS
+from multinode.errors import (
+    EngineUnavailable,
+    EnvironmentBuildFailed,
+    InputError,
+    OperationFailed,
+    RegistryFailed,
+    StorageFull,
+)
+from multinode.wire import EnvironmentSpec, Registry
+from multinode_cli.images import buildkit, engine, failures, making
+from multinode_cli.images.context import base_image_of, make_context
+from multinode_cli.images.indexes import hidden, read_indexes
+from multinode_cli.images.output import Output
+
+
+class Follower:
+    """Remembers what it is told."""
+
+    def __init__(self):
+        self.steps, self.lines, self.moments = [], [], []
+        self.step, self.line, self.moment = (
+            self.steps.append,
+            self.lines.append,
+            self.moments.append,
+        )
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A user's folder and environment, with no docker command."""
+    folder = tmp_path / "user"
+    folder.mkdir()
+    return folder, {"HOME": str(folder), "PATH": "", "PIP_CONFIG_FILE": str(folder / "pip.conf")}
+
+
+def dockerfile(spec, environ, *, has_buildkit=False):
+    return make_context(spec, environ).written(has_buildkit=has_buildkit)["Dockerfile"].decode()
+
+
+# --- context ---
+
+
+@pytest.mark.parametrize(
+    ("spec", "image"),
+    [
+        (EnvironmentSpec(), "python:3.8-bullseye"),
+        (EnvironmentSpec(python="3.12"), "python:3.12-bookworm"),
+        (EnvironmentSpec(python="3.12", base_image="r.example/x@sha256:1"), "r.example/x@sha256:1"),
+    ],
+)
+def test_the_base_image_is_that_of_the_python_unless_one_is_named(spec, image, home):
+    assert base_image_of(spec) == image
+    assert f"\nFROM {image}\n" in dockerfile(spec, home[1])
+
+
+def test_the_context_holds_requirements_and_the_sdk_and_nothing_else(home):
+    spec = EnvironmentSpec(requirements="numpy\n-r more.txt\n", files={"more.txt": "dHFkbQo="})
+    files = make_context(spec, home[1]).files
+    assert files["build/inputs/requirements.txt"] == b"numpy\n-r more.txt\n"
+    assert files["build/inputs/more.txt"] == b"tqdm\n"
+    assert files["build/sdk-requirements.txt"].decode().split() == list(SDK_REQUIREMENTS)
+    assert "sdk/multinode/worker/supervisor.py" in files
+    others = {name for name in files if not name.startswith(("sdk/", "build/inputs/"))}
+    assert others == {
+        "Dockerfile",
+        "build/install.py",
+        "build/sdk-requirements.txt",
+        "build/indexes.json",
+    }
+
+
+def test_what_changes_least_is_in_the_first_layer(home):
+    spec = EnvironmentSpec(apt=["tree", "graphviz"])
+    text = dockerfile(spec, home[1])
+    order = ["FROM", "apt-get install -q -y --no-install-recommends graphviz tree", "COPY build/"]
+    order += ["install.py", "COPY sdk/", "USER 1000:1000"]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+    assert "apt-get" not in dockerfile(EnvironmentSpec(), home[1])
+
+
+def test_mounts_are_for_buildkit_alone(home):
+    assert "--mount" not in dockerfile(EnvironmentSpec(), home[1])
+    assert "--mount=type=secret" in dockerfile(EnvironmentSpec(), home[1], has_buildkit=True)
+    assert "# syntax=" not in dockerfile(EnvironmentSpec(), home[1], has_buildkit=True)
+
+
+def test_the_archive_depends_on_nothing_but_the_files(home):
+    context = make_context(EnvironmentSpec(requirements="numpy\n"), home[1])
+    archive = context.archive(has_buildkit=False)
+    assert archive == context.archive(has_buildkit=False)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        assert {(entry.mtime, entry.uid, entry.mode) for entry in tar} == {(0, 0, 0o644)}
+
+
+# --- indexes ---
+
+
+def test_the_users_pip_settings_and_netrc_go_into_the_secret_alone(home):
+    folder, environ = home
+    (folder / "pip.conf").write_text(
+        "[global]\nindex-url = https://conf:conf-pw@one.example/simple\ncert = /etc/mine.pem\n"
+        "find-links = /opt/wheels https://two.example/files\n"
+    )
+    (folder / ".netrc").write_text(
+        "machine two.example login me password netrc-pw\nmachine other.example login me password other-pw\n"
+    )
+    settings = {"UV_INDEX": "inner=https://env:env-pw@three.example/simple"}
+    files = {"requirements.txt": b"tool @ https://line:line-pw@four.example/tool.whl\n"}
+    indexes = read_indexes(settings, environ, files)
+    assert indexes.public == {
+        "PIP_INDEX_URL": "https://***@one.example/simple",
+        "PIP_FIND_LINKS": "https://two.example/files",
+        "PIP_EXTRA_INDEX_URL": "https://***@three.example/simple",
+    }
+    assert indexes.files == {
+        "requirements.txt": b"tool @ https://${MULTINODE_CREDENTIALS_1}@four.example/tool.whl\n"
+    }
+    assert "netrc-pw" in indexes.netrc
+    assert "other" not in indexes.netrc
+    secrets = {"conf-pw", "env-pw", "netrc-pw", "line:line-pw"}
+    assert secrets <= set(hidden(indexes.secret))
+    context = make_context(
+        EnvironmentSpec(requirements=files["requirements.txt"].decode(), settings=settings), environ
+    )
+    for content in (context.archive(has_buildkit=True), context.archive(has_buildkit=False)):
+        assert b"-pw" not in content
+    assert "env-pw" not in repr(context)
+
+
+def test_settings_of_the_environment_win_over_pips_files(home):
+    folder, environ = home
+    (folder / "pip.conf").write_text("[global]\nindex-url = https://one.example/simple\n")
+    settings = {"PIP_INDEX_URL": "https://two.example/simple"}
+    assert read_indexes(settings, environ, {}).variables == settings
+
+
+def test_without_settings_there_is_no_secret(home):
+    assert read_indexes({}, home[1], {"requirements.txt": b"numpy\n"}).secret is None
+
+
+def test_variables_in_requirements_and_the_user_of_ssh_stay(home):
+    files = {"requirements.txt": b"a @ https://${TOKEN}@x/a.whl\nb @ git+ssh://git@x/b.git\n"}
+    assert read_indexes({}, home[1], files).files == files
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("pip.conf", "index-url = x\n"), (".netrc", "machine x passphrase y\n")]
+)
+def test_a_file_that_cannot_be_read_is_named(name, text, home):
+    folder, environ = home
+    (folder / name).write_text(text)
+    with pytest.raises(InputError, match=name):
+        read_indexes({}, environ, {})
+
+
+def test_a_secret_too_long_for_an_argument_is_refused(home):
+    settings = {"PIP_INDEX_URL": "https://x.example/" + "x" * 130_000}
+    secret = read_indexes(settings, home[1], {}).secret
+    with pytest.raises(InputError, match="too long for Docker's classic builder"):
+        secret.as_argument()
+
+
+# --- output ---
+
+
+def test_output_is_told_by_line_and_step_without_secrets_and_colours():
+    follower = Follower()
+    output = Output(follower, ["s3cret"])
+    output.take("== Installing the requ")
+    output.take("irements\nLooking in https://me:pw@x.example, s3cret\n\x1b[91mold\rnew\x1b[0m\n")
+    assert follower.steps == ["Installing the requirements"]
+    assert follower.lines == ["Looking in https://***@x.example, ***", "new"]
+
+
+# --- failures ---
+
+NUMPY = """\
+== Installing the requirements for Python 3.8.18
+ERROR: Ignored the following versions that require a different python version: 1.26.0 Requires-Python <3.13,>=3.9; 1.26.1 Requires-Python <3.13,>=3.9
+ERROR: Could not find a version that satisfies the requirement numpy==1.26.1 (from versions: 1.3.0, 1.4.1, 1.5.0, 1.6.0, 1.7.0, 1.8.0)
+ERROR: No matching distribution found for numpy==1.26.1"""
+CONFLICT = """\
+== Installing the requirements for Python 3.12.1
+ERROR: Cannot install -r /opt/multinode/build/sdk-requirements.txt (line 1) and httpx<0.20 because these package versions have conflicting dependencies.
+The conflict is caused by:
+    The user requested httpx<0.20 (from -r requirements.txt (line 2))"""
+AWAY = """\
+== Installing the requirements for Python 3.12.1
+WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(…)': /simple/tqdm/
+ERROR: Could not find a version that satisfies the requirement tqdm (from versions: none)"""
+CLOSED = """\
+== Installing the requirements for Python 3.12.1
+WARNING: 401 Error, Credentials not correct for https://pypi.example/simple/tqdm/
+ERROR: No matching distribution found for tqdm"""
+
+
+@pytest.mark.parametrize(
+    ("said", "requirements", "message", "place"),
+    [
+        (NUMPY, "jsonpickle\nnumpy==1.26.1\n", "numpy==1.26.1 needs Python <3.13,>=3.9; the environment has 3.8.18.", "requirements.txt:2: numpy==1.26.1"),
+        (CONFLICT, "tqdm\nhttpx<0.20\n", "The requirements cannot be installed on Python 3.12.1.", "requirements.txt:2: httpx<0.20"),
+        (AWAY, "tqdm\n", "The package index cannot be reached while the image is built.", "requirements.txt:1: tqdm"),
+        (CLOSED, "tqdm\n", "The package index https://pypi.example does not let us in (401).", "requirements.txt:1: tqdm"),
+    ],
+)  # fmt: skip
+def test_a_requirement_that_fails_is_told_with_its_line(said, requirements, message, place):
+    files = {"requirements.txt": requirements.encode()}
+    error = failures.build_failed("1", said.splitlines(), base_image="python:3.8", files=files)
+    assert isinstance(error, EnvironmentBuildFailed)
+    assert error.message == message
+    assert error.hint.splitlines()[0] == place
+    assert "Ignored the following" not in error.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("E: Unable to locate package libgl7", "There is no system package libgl7 for python:3.8."),
+        ("E: Version '1' for 'tree' was not found", "There is no system package tree for python:3.8."),
+        ("Err:1 http://deb.debian.org bookworm InRelease", "The system packages for python:3.8 cannot be fetched."),
+        ("E: Sub-process /usr/bin/dpkg returned an error code (1)", "The system packages cannot be installed on python:3.8."),
+        ("multinode-error: has no apt-get", "The base image python:3.8 has no apt-get."),
+    ],
+)  # fmt: skip
+def test_a_system_package_that_fails_is_named(line, message):
+    lines = ["== Installing system packages", line]
+    error = failures.build_failed("100", lines, base_image="python:3.8", files={})
+    assert error.message == message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("manifest for python:3.99 not found: manifest unknown", "There is no base image python:3.99 for linux/amd64."),
+        ("pull access denied for x, repository does not exist or may require 'docker login': denied: unauthorized", "There is no base image"),
+        ("dial tcp: lookup registry-1.docker.io: no such host", "is not here, and its registry cannot be reached."),
+        ('Head "http://r/v2/": no basic auth credentials', "wants a login."),
+    ],
+)  # fmt: skip
+def test_a_base_image_that_cannot_be_had_is_told_with_the_reason(words, message):
+    error = failures.base_image_missing(words, "python:3.99", "linux/amd64")
+    assert message in error.message
+    assert words in error.hint
+
+
+# --- a scripted engine ---
+
+
+@pytest.fixture
+def scripted():
+    with engine_running() as made:
+        yield made
+
+
+def make(scripted, home, *, registry=None, spec=None, no_cache=False):
+    follower = Follower()
+    order = scripted_order(registry)
+    spec = spec or EnvironmentSpec(python="3.12")
+    environ = {**home[1], "DOCKER_HOST": scripted.address}
+    try:
+        report = making.make_image(order, spec, follower, environ=environ, no_cache=no_cache)
+    finally:
+        scripted.follower = follower
+    return report
+
+
+def test_an_image_is_reported_as_it_says_itself(scripted, home):
+    report = make(scripted, home)
+    assert (report.image, report.python_served, report.packages) == (
+        "sha256:made",
+        "3.12.1",
+        ["httpx==0.28.1"],
+    )
+    assert report.base_image == "python:3.12-bookworm@sha256:base"
+    (asked,) = scripted.queries("POST", "/build")
+    assert asked["t"] == ["multinode:d1"]
+    assert json.loads(asked["labels"][0]) == {"multinode.installation": "i1"}
+    assert scripted.follower.steps == ["Checking the base image"]
+    assert scripted.left == []
+
+
+def test_the_base_image_is_pulled_where_it_is_not_here_or_another_platforms(scripted, home):
+    scripted.base_platform = ("linux", "arm64")
+    make(scripted, home)
+    (asked,) = scripted.queries("POST", "/images/create")
+    assert (asked["fromImage"], asked["tag"], asked["platform"]) == (
+        ["python"],
+        ["3.12-bookworm"],
+        ["linux/amd64"],
+    )
+
+
+def test_a_base_image_that_cannot_be_refreshed_serves_with_a_warning(scripted, home):
+    scripted.pull = (500, {"message": "dial tcp: no such host"})
+    report = make(scripted, home, no_cache=True)
+    assert report.warnings == [
+        "python:3.12-bookworm could not be pulled anew; the one that is here was used."
+    ]
+    assert scripted.queries("POST", "/build")[0]["nocache"] == ["True"]
+
+
+@pytest.mark.parametrize("where", ["build", "pull", "event"])
+def test_a_full_disk_of_the_engine_is_said(scripted, home, where):
+    words = "write /var/lib/docker/overlay2/x: no space left on device"
+    if where == "build":
+        scripted.build = [{"error": words, "errorDetail": {"code": 1, "message": words}}]
+    elif where == "event":
+        scripted.build = [
+            {"stream": f"OSError: [Errno 28] {words}\n"},
+            {"error": "returned a non-zero code: 1"},
+        ]
+    else:
+        scripted.base_platform = None
+        scripted.pull = (200, {"error": words})
+    with pytest.raises(StorageFull, match="The Docker engine's disk is full"):
+        make(scripted, home)
+
+
+def test_an_error_of_the_engine_itself_shows_the_whole_end(scripted, home):
+    scripted.build = [{"stream": "Step 1/9 : FROM x\n"}, {"error": "something new"}]
+    with pytest.raises(EnvironmentBuildFailed, match="image cannot be built on") as raised:
+        make(scripted, home)
+    assert "something new" in raised.value.hint
+
+
+def test_a_build_that_the_engine_breaks_off_is_no_success(scripted, home):
+    scripted.build = [{"stream": "Step 1/9 : FROM x\n"}, None]
+    with pytest.raises(EngineUnavailable, match="No Docker engine answers"):
+        make(scripted, home)
+
+
+def test_a_push_without_a_digest_is_no_success(scripted, home):
+    scripted.push = [{"status": "Pushed", "id": "layer"}]
+    with pytest.raises(RegistryFailed, match="refused the image for"):
+        make(scripted, home, registry=Registry("r.example/mn", "user", "the-key"))
+
+
+def test_an_image_of_another_control_plane_in_the_registry_is_built_anew(scripted, home):
+    scripted.is_in_registry = True
+    scripted.labels = {"multinode.installation": "another"}
+    report = make(scripted, home, registry=Registry("r.example/mn"))
+    assert report.image == "r.example/mn@sha256:pushed"
+    assert len(scripted.queries("POST", "/build")) == 1
+
+
+def test_an_image_that_is_not_ours_inside_is_refused(scripted, home):
+    scripted.noted = None
+    with pytest.raises(OperationFailed, match="was not made by `multinode deploy`"):
+        make(scripted, home)
+    assert scripted.left == []
+
+
+# --- no engine ---
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("unix:///nowhere/docker.sock", "(no such file or directory)"),
+        ("tcp://127.0.0.1:1", "(connection refused)"),
+        ("what:ever", ""),
+    ],
+)
+def test_no_engine_is_said_with_its_address(address, reason):
+    with pytest.raises(EngineUnavailable) as raised:
+        engine.connect({"DOCKER_HOST": address})
+    assert raised.value.message.startswith("No Docker engine answers at ")
+    assert reason in raised.value.message
+    assert "DOCKER_HOST" in raised.value.hint
+
+
+def test_a_socket_that_this_user_may_not_use_is_said(forbidden_socket):
+    with pytest.raises(
+        EngineUnavailable, match="This user may not use the Docker engine"
+    ) as raised:
+        engine.connect({"DOCKER_HOST": f"unix://{forbidden_socket}"})
+    assert "usermod -aG docker" in raised.value.hint
+
+
+def test_buildx_is_looked_for_on_the_path(tmp_path):
+    command = tmp_path / "docker"
+    for answer, expected in ((0, True), (1, False)):
+        command.write_text(f"#!/bin/sh\nexit {answer}\n")
+        command.chmod(0o755)
+        assert buildkit.is_there({"PATH": str(tmp_path)}) is expected
+    assert not buildkit.is_there({"PATH": ""})
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("python", ("python", "latest")),
+        ("python:3.8", ("python", "3.8")),
+        ("r.example:5000/x", ("r.example:5000/x", "latest")),
+        ("r.example:5000/x:1", ("r.example:5000/x", "1")),
+        ("x@sha256:1", ("x", "sha256:1")),
+    ],
+)
+def test_names_of_images_are_taken_apart(name, parts):
+    assert engine.split_name(name) == parts
