@@ -2,7 +2,7 @@
 
 Credentials of package indexes come as a secret: a file that BuildKit mounts, or, with the classic builder, inside
 FTP_PROXY. That is one of the build arguments which the engine keeps out of the image, its history and its cache, and nothing
-here downloads by FTP. They lie in memory (/dev/shm) while pip runs.
+here downloads by FTP. pip is given them as environment variables.
 """
 
 import base64
@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -29,25 +28,22 @@ def secret():
         return json.loads(MOUNTED.read_text())
     if text.startswith(IN_ARGUMENT):
         return json.loads(base64.b64decode(text[len(IN_ARGUMENT) :]))
-    return {"variables": {}, "netrc": ""}
+    return {}
 
 
-def install(given, folder):
-    has_cache = os.path.ismount(str(CACHE))
+def install():
     variables = {
         "PIP_BREAK_SYSTEM_PACKAGES": "1",  # Debian's own Python asks for it; here is nothing else to break
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PIP_NO_INPUT": "1",
         "PIP_PROGRESS_BAR": "off",
         "PIP_ROOT_USER_ACTION": "ignore",
-        **({"PIP_CACHE_DIR": str(CACHE)} if has_cache else {"PIP_NO_CACHE_DIR": "1"}),
-        **given["variables"],
+        **secret(),
     }
-    if given["netrc"]:
-        path = Path(folder, "netrc")
-        path.write_text(given["netrc"])
-        path.chmod(0o600)
-        variables["NETRC"] = str(path)
+    if os.path.ismount(str(CACHE)):
+        variables["PIP_CACHE_DIR"] = str(CACHE)
+    else:
+        variables["PIP_NO_CACHE_DIR"] = "1"
     command = [sys.executable, "-m", "pip", "install"]
     asked = ["-r", "requirements.txt", "-r", str(BUILD / "sdk-requirements.txt")]
     environ = {**os.environ, **variables}
@@ -71,9 +67,7 @@ def main():
         ".".join(map(str, sys.version_info[:3])),
         flush=True,
     )
-    shared_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=shared_memory) as folder:
-        failed = install(secret(), folder)
+    failed = install()
     if failed:
         sys.exit(failed)
     Path(sysconfig.get_paths()["purelib"], "multinode.pth").write_text(str(HOME) + "\n")

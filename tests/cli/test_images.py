@@ -114,22 +114,22 @@ def test_the_users_pip_settings_and_netrc_go_into_the_secret_alone(home):
         "find-links = /opt/wheels https://two.example/files\n"
     )
     (folder / ".netrc").write_text(
-        "machine two.example login me password netrc-pw\nmachine other.example login me password other-pw\n"
+        "machine two.example login me password netrc/pw\nmachine other.example login me password other-pw\n"
     )
     settings = {"UV_INDEX": "inner=https://env:env-pw@three.example/simple"}
     files = {"requirements.txt": b"tool @ https://line:line-pw@four.example/tool.whl\n"}
     indexes = read_indexes(settings, environ, files)
     assert indexes.public == {
         "PIP_INDEX_URL": "https://***@one.example/simple",
-        "PIP_FIND_LINKS": "https://two.example/files",
+        "PIP_FIND_LINKS": "https://***@two.example/files",
         "PIP_EXTRA_INDEX_URL": "https://***@three.example/simple",
     }
     assert indexes.files == {
         "requirements.txt": b"tool @ https://${MULTINODE_CREDENTIALS_1}@four.example/tool.whl\n"
     }
-    assert "netrc-pw" in indexes.netrc
-    assert "other" not in indexes.netrc
-    secrets = {"conf-pw", "env-pw", "netrc-pw", "line:line-pw"}
+    assert indexes.variables["PIP_FIND_LINKS"] == "https://me:netrc%2Fpw@two.example/files"
+    assert "other" not in indexes.secret.text
+    secrets = {"conf-pw", "env-pw", "netrc/pw", "netrc%2Fpw", "line:line-pw"}
     assert secrets <= set(hidden(indexes.secret))
     context = make_context(
         EnvironmentSpec(requirements=files["requirements.txt"].decode(), settings=settings), environ
@@ -137,6 +137,17 @@ def test_the_users_pip_settings_and_netrc_go_into_the_secret_alone(home):
     for content in (context.archive(has_buildkit=True), context.archive(has_buildkit=False)):
         assert b"-pw" not in content
     assert "env-pw" not in repr(context)
+
+
+def test_a_url_in_requirements_gets_netrcs_login_as_a_variable(home):
+    (home[0] / ".netrc").write_text("machine x.example login me password pw\n")
+    files = {"requirements.txt": b"a @ https://x.example:8/a.whl\nb @ https://y.example/b.whl\n"}
+    indexes = read_indexes({}, home[1], files)
+    assert indexes.files["requirements.txt"].splitlines() == [
+        b"a @ https://${MULTINODE_CREDENTIALS_1}@x.example:8/a.whl",
+        b"b @ https://y.example/b.whl",
+    ]
+    assert indexes.variables == {"MULTINODE_CREDENTIALS_1": "me:pw"}
 
 
 def test_settings_of_the_environment_win_over_pips_files(home):
@@ -196,6 +207,9 @@ CONFLICT = """\
 ERROR: Cannot install -r /opt/multinode/build/sdk-requirements.txt (line 1) and httpx<0.20 because these package versions have conflicting dependencies.
 The conflict is caused by:
     The user requested httpx<0.20 (from -r requirements.txt (line 2))"""
+OLDER_PIPS_CONFLICT = """\
+== Installing the requirements for Python 3.8.18
+ERROR: Cannot install httpx<0.20 and httpx>=0.24 because these package versions have conflicting dependencies."""
 AWAY = """\
 == Installing the requirements for Python 3.12.1
 WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(…)': /simple/tqdm/
@@ -211,6 +225,7 @@ ERROR: No matching distribution found for tqdm"""
     [
         (NUMPY, "jsonpickle\nnumpy==1.26.1\n", "numpy==1.26.1 needs Python <3.13,>=3.9; the environment has 3.8.18.", "requirements.txt:2: numpy==1.26.1"),
         (CONFLICT, "tqdm\nhttpx<0.20\n", "The requirements cannot be installed on Python 3.12.1.", "requirements.txt:2: httpx<0.20"),
+        (OLDER_PIPS_CONFLICT, "tqdm\n\nhttpx<0.20\n", "The requirements cannot be installed on Python 3.8.18.", "requirements.txt:3: httpx<0.20"),
         (AWAY, "tqdm\n", "The package index cannot be reached while the image is built.", "requirements.txt:1: tqdm"),
         (CLOSED, "tqdm\n", "The package index https://pypi.example does not let us in (401).", "requirements.txt:1: tqdm"),
     ],

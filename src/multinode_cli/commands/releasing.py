@@ -177,8 +177,9 @@ class _BuildOutput:
         """A step of an image's build begins."""
         self._begin()
         self._step = title
-        self._kept.append(f"{title}:")
         self._console.note(f"  {title}")
+        if self._line.is_visible:
+            self._kept.append(f"{title}:")
         self._line.say(title)
 
     def line(self, text: str) -> None:

@@ -6,11 +6,12 @@ import io
 import json
 import socket
 import tarfile
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import docker
+from docker import auth
 from docker.context import ContextAPI
 from docker.errors import APIError, DockerException, NotFound
 from docker.utils import kwargs_from_env
@@ -22,6 +23,8 @@ from urllib3.exceptions import HTTPError
 from multinode.errors import EngineUnavailable, MissingExtra, StorageFull
 from multinode.wire import Registry
 from multinode_cli.images.failures import EngineRefused
+
+Events = Generator[dict[str, Any], None, None]
 
 CONNECT_S = 10.0
 ANSWER_S = 600.0
@@ -57,32 +60,16 @@ class Engine:
 
     def pull(
         self, repository: str, tag: str, platform: str, login: Registry | None = None
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Events:
         """Pulls an image; yields the events."""
-        with self._words():
-            yield from _checked(
-                self._api.pull(
-                    repository,
-                    tag=tag,
-                    platform=platform,
-                    auth_config=_auth(login),
-                    stream=True,
-                    decode=True,
-                )
-            )
+        parameters = {"fromImage": repository, "tag": tag, "platform": platform}
+        headers = self._auth_header(login, repository)
+        return self._events("/images/create", parameters, headers)
 
-    def push(self, registry: Registry, tag: str) -> Iterator[dict[str, Any]]:
+    def push(self, registry: Registry, tag: str) -> Events:
         """Pushes an image; yields every event. The one with ``aux`` is the last of a push that came to its end."""
-        with self._words():
-            yield from _checked(
-                self._api.push(
-                    registry.repository,
-                    tag=tag,
-                    auth_config=_auth(registry),
-                    stream=True,
-                    decode=True,
-                )
-            )
+        headers = self._auth_header(registry, registry.repository)
+        return self._events(f"/images/{registry.repository}/push", {"tag": tag}, headers)
 
     def is_in_registry(self, registry: Registry, tag: str) -> bool:
         """Whether the registry has the tag, as the engine sees it."""
@@ -104,26 +91,49 @@ class Engine:
         platform: str | None,
         arguments: Mapping[str, str],
         no_cache: bool,
-    ) -> Generator[dict[str, Any], None, None]:
-        """Builds with the classic builder; yields the events. Closing the iterator makes the engine give the build up.
-
-        Asked for without docker-py's ``build``: that keeps the connection, and with it the build, until it is collected.
-        """
-        given = {**_proxies(), **arguments}
+    ) -> Events:
+        """Builds with the classic builder; yields the events. Closing the iterator makes the engine give the build up."""
         parameters = {
             "t": tag, "rm": True, "forcerm": True, "nocache": no_cache, "labels": json.dumps(dict(labels)),
-            "buildargs": json.dumps(given), **({"platform": platform} if platform else {}),
+            "buildargs": json.dumps({**_proxies(), **arguments}), **({"platform": platform} if platform else {}),
         }  # fmt: skip
-        url = f"{self._api.base_url}/v{self._api.api_version}/build"
         headers = {"Content-Type": "application/x-tar"}
+        return self._events("/build", parameters, headers, context)
+
+    def _events(
+        self,
+        path: str,
+        parameters: Mapping[str, Any],
+        headers: Mapping[str, str],
+        data: bytes | None = None,
+    ) -> Events:
+        """The events that a POST is answered with; an error among them is raised.
+
+        docker-py's own methods keep the connection, and with it the engine's work, until they are collected.
+        """
+        url = f"{self._api.base_url}/v{self._api.api_version}{path}"
         with self._words():
             answer = self._api.post(
-                url, data=context, params=parameters, headers=headers, stream=True, timeout=None
+                url, data=data, params=parameters, headers=headers, stream=True, timeout=None
             )
             with closing(answer):
                 if answer.status_code >= 400:
                     raise EngineRefused(_message(answer.content))
-                yield from _checked(json.loads(line) for line in answer.iter_lines() if line)
+                for line in answer.iter_lines():
+                    event = json.loads(line or b"{}")
+                    if "error" in event:
+                        detail = event.get("errorDetail") or {}
+                        raise EngineRefused(str(detail.get("message") or event["error"]))
+                    yield event
+
+    def _auth_header(self, login: Registry | None, repository: str) -> dict[str, str]:
+        """Without a login the engine is given what ``docker login`` has kept for the registry."""
+        if login and login.username:
+            given = auth.encode_header(_auth(login))
+        else:
+            registry = auth.resolve_repository_name(repository)[0]
+            given = auth.get_config_header(self._api, registry) or auth.encode_header({})
+        return {"X-Registry-Auth": given.decode()}
 
     def remove_image(self, image: str) -> None:
         """Removes an image that is tagged nowhere, as far as none other is made from it."""
@@ -207,14 +217,6 @@ def split_name(image: str) -> tuple[str, str]:
         return repository, digest
     repository, colon, tag = image.rpartition(":")
     return (repository, tag) if colon and "/" not in tag else (image, "latest")
-
-
-def _checked(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for event in events:
-        if "error" in event:
-            detail = event.get("errorDetail") or {}
-            raise EngineRefused(str(detail.get("message") or event["error"]))
-        yield event
 
 
 def _message(body: bytes) -> str:

@@ -15,7 +15,7 @@ REFUSED_BY_BASE_IMAGE = "multinode-error: "
 _DISK_FULL = ("no space left on device", "disk quota exceeded")
 _AWAY = (
     "dial tcp", "no such host", "connection refused", "i/o timeout", "TLS handshake", "x509:", "Client.Timeout",
-    "server gave HTTP response", "network is unreachable", "EOF", "context deadline exceeded",
+    "server gave HTTP response", "network is unreachable", "context deadline exceeded",
 )  # fmt: skip
 _UNAUTHORIZED = (
     "unauthorized",
@@ -43,6 +43,7 @@ _REQUIREMENT = re.compile(
     r"(?:satisfies the requirement|No matching distribution found for|Failed building wheel for|Invalid requirement:) '?([A-Za-z0-9][\w.-]*[^\s(]*)"
 )
 _VERSIONS = re.compile(r"\(from versions: (?:[^,()]+, )+((?:[^,()]+, ){4}[^,()]+)\)")
+_CONTRADICTION = re.compile(r"Cannot install (.+?) because these package versions")
 _PLACE = re.compile(r"-[rc] (\S+) \(line (\d+)\)")
 _NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?")
 _PYTHON = re.compile(r"== Installing the requirements for Python ([\d.]+)")
@@ -146,11 +147,10 @@ def _pip_failed(text: str, python: str, files: Mapping[str, bytes]) -> Multinode
 
 
 def _refusal(text: str, python: str) -> str:
-    named = {_plain(name) for name in _REQUIREMENT.findall(text)}
     for requirement in _REQUIREMENT.findall(text):
         version = re.search(r"==\s*([\w.+!-]+)", requirement)
         for candidate, needed in _NEEDS_PYTHON.findall(text):
-            if version and named and candidate == version[1]:
+            if version and candidate == version[1]:
                 return f"{requirement} needs Python {needed.strip()}; the environment has {python}."
     return f"The requirements cannot be installed on Python {python}."
 
@@ -168,13 +168,16 @@ def _reason(text: str) -> str:
 
 def _places(text: str, files: Mapping[str, bytes]) -> list[str]:
     """``requirements.txt:2: numpy==1.26.1`` for each line that pip names, by its number or by its package."""
-    named = {_plain(name) for name in _REQUIREMENT.findall(text)}
+    contradicting = [
+        name for names in _CONTRADICTION.findall(text) for name in re.split(", | and ", names)
+    ]
+    named = {_plain(name) for name in [*_REQUIREMENT.findall(text), *contradicting]}
     numbered = {(name, int(number)) for name, number in _PLACE.findall(text)}
     found = []
     for name, data in files.items():
         lines = [] if name.endswith(".whl") else data.decode(errors="replace").splitlines()
         for number, line in enumerate(lines, 1):
-            if (name, number) in numbered or _plain(line) in named:
+            if (name, number) in numbered or _plain(line) in named - {""}:
                 found.append(f"{name}:{number}: {line.strip()}")
     return found
 
@@ -182,7 +185,7 @@ def _places(text: str, files: Mapping[str, bytes]) -> list[str]:
 def _plain(requirement: str) -> str:
     """The normalised name of the package that a line asks for; empty where it asks for none."""
     found = _NAME.match(requirement.strip())
-    return re.sub(r"[-_.]+", "-", found[0]).lower() if found else "-"
+    return re.sub(r"[-_.]+", "-", found[0]).lower() if found else ""
 
 
 def _apt_failed(text: str, base_image: str) -> MultinodeError:

@@ -11,12 +11,12 @@ import json
 import netrc
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigError
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from multinode.errors import InputError
 
@@ -36,10 +36,9 @@ _ARGUMENT_LIMIT = 120_000
 
 @dataclass(frozen=True)
 class Indexes:
-    """Pip's ``variables`` as they are, ``netrc`` for their hosts, and the ``files`` of requirements, without credentials."""
+    """The ``variables`` that pip is run with, with their credentials, and the ``files`` of requirements, without."""
 
     variables: dict[str, str] = field(repr=False)
-    netrc: str = field(repr=False)
     files: dict[str, bytes]
 
     @property
@@ -51,9 +50,7 @@ class Indexes:
     @property
     def secret(self) -> Secret | None:
         """What the build has to be told beside its context; None where that is nothing."""
-        if not self.variables and not self.netrc:
-            return None
-        return Secret(json.dumps({"variables": self.variables, "netrc": self.netrc}))
+        return Secret(json.dumps(self.variables)) if self.variables else None
 
 
 @dataclass(frozen=True)
@@ -76,15 +73,18 @@ class Secret:
 def read_indexes(
     settings: Mapping[str, str], environ: Mapping[str, str], files: Mapping[str, bytes]
 ) -> Indexes:
-    """The index settings of a spec, those of this user's pip.conf where the spec has none, and what of netrc their hosts need.
+    """The index settings of a spec, and of this user's pip.conf where the spec has none, with the logins that netrc has for them.
 
     ``files`` are requirements.txt and what it includes. A ``user:password@`` in one becomes a variable, which pip replaces.
     """
+    logins = _Logins(environ)
     variables = {**_configured(environ), **_translated(settings)}
-    cleaned, credentials = _without_credentials(files)
-    texts = [*variables.values(), *(_text(name, data) for name, data in files.items())]
-    hosts = {urlsplit(url).hostname or "" for text in texts for url in _URL.findall(text)}
-    return Indexes({**variables, **credentials}, _netrc_of(environ, hosts), cleaned)
+    variables = {name: logins.put_into(value) for name, value in variables.items()}
+    texts = {
+        name: logins.put_into(_text(data)) for name, data in files.items() if not _is_wheel(name)
+    }
+    cleaned, credentials = _without_credentials(texts)
+    return Indexes({**variables, **credentials}, {**files, **cleaned})
 
 
 def redact(text: str) -> str:
@@ -138,33 +138,34 @@ def _pip_files(environ: Mapping[str, str]) -> list[Path]:
     ]
 
 
-def _netrc_of(environ: Mapping[str, str], hosts: Iterable[str]) -> str:
-    """The lines of netrc for ``hosts``, and for none other: what is built in the image could read them."""
-    home = Path(environ.get("HOME") or Path.home())
-    named = environ.get("NETRC")
-    path = next(
-        (
-            at
-            for at in ([Path(named)] if named else [home / ".netrc", home / "_netrc"])
-            if at.is_file()
-        ),
-        None,
-    )
-    if path is None:
-        return ""
-    try:
-        parsed = netrc.netrc(str(path))
-    except (netrc.NetrcParseError, OSError, UnicodeDecodeError) as error:
-        message = f"{path} cannot be read: {error}."
-        raise InputError(message, "Correct it, or set NETRC to another file.") from error
-    lines = []
-    for host in sorted(set(hosts) & set(parsed.hosts)):
-        login, _, password = parsed.hosts[host]
-        lines.append(f'machine {host} login "{login}" password "{password}"\n')
-    return "".join(lines)
+class _Logins:
+    """What this user's netrc knows. It goes into URLs: a netrc in the image would be read otherwise by each Python."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        home = Path(environ.get("HOME") or Path.home())
+        named = environ.get("NETRC")
+        places = [Path(named)] if named else [home / ".netrc", home / "_netrc"]
+        path = next((place for place in places if place.is_file()), None)
+        try:
+            self._hosts = netrc.netrc(str(path)).hosts if path else {}
+        except (netrc.NetrcParseError, OSError, UnicodeDecodeError) as error:
+            message = f"{path} cannot be read: {error}."
+            raise InputError(message, "Correct it, or set NETRC to another file.") from error
+
+    def put_into(self, text: str) -> str:
+        """``text`` with a login in each URL that has none, where there is one for its host."""
+        return _URL.sub(lambda found: self._with_login(found[0]), text)
+
+    def _with_login(self, url: str) -> str:
+        parts = urlsplit(url)
+        login = self._hosts.get(parts.hostname or "")
+        if login is None or "@" in parts.netloc:
+            return url
+        who = f"{quote(login[0], safe='')}:{quote(login[2] or '', safe='')}"
+        return url.replace("://", f"://{who}@", 1)
 
 
-def _without_credentials(files: Mapping[str, bytes]) -> tuple[dict[str, bytes], dict[str, str]]:
+def _without_credentials(texts: Mapping[str, str]) -> tuple[dict[str, bytes], dict[str, str]]:
     variables: dict[str, str] = {}
 
     def replaced(found: re.Match[str]) -> str:
@@ -176,8 +177,8 @@ def _without_credentials(files: Mapping[str, bytes]) -> tuple[dict[str, bytes], 
         return f"${{{name}}}@"
 
     cleaned = {
-        name: data if _is_wheel(name) else _CREDENTIALS.sub(replaced, _text(name, data)).encode()
-        for name, data in files.items()
+        name: _CREDENTIALS.sub(replaced, text).encode("utf-8", "surrogateescape")
+        for name, text in texts.items()
     }
     return cleaned, variables
 
@@ -186,13 +187,11 @@ def hidden(secret: Secret | None) -> list[str]:
     """The words of a secret that no line of output may show."""
     if secret is None:
         return []
-    given = json.loads(secret.text)
     words = set()
-    for value in [*given["variables"].values(), given["netrc"]]:
-        for who in re.findall(r"://([^/\s@]+)@", value):
+    for name, value in json.loads(secret.text).items():
+        found = [value] if name.startswith("MULTINODE_") else re.findall(r"://([^/\s@]+)@", value)
+        for who in found:
             words |= {who, *who.split(":")}
-        words |= set(re.findall(r'password "(.*)"', value))
-    words |= {v for k, v in given["variables"].items() if k.startswith("MULTINODE_")}
     both = words | {unquote(word) for word in words}
     return sorted((word for word in both if len(word) > 3), key=len, reverse=True)
 
@@ -201,5 +200,5 @@ def _is_wheel(name: str) -> bool:
     return name.endswith(".whl")
 
 
-def _text(name: str, data: bytes) -> str:
-    return "" if _is_wheel(name) else data.decode("utf-8", "surrogateescape")
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")

@@ -1,0 +1,136 @@
+"""Images in a registry: a real one on loopback, and one that refuses in the middle."""
+
+from __future__ import annotations
+
+import re
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from tests.images.conftest import PASSWORD, USER
+
+from multinode.errors import RegistryFailed
+from multinode.wire import EnvironmentSpec, Registry
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.fixture
+def spec(shared_bench):
+    return EnvironmentSpec(base_image=shared_bench.base_image)
+
+
+def test_an_image_is_pushed_and_named_by_its_digest(shared_bench, registry, spec):
+    bench, where = shared_bench, Registry(f"{registry}/team/envs", USER, PASSWORD)
+    pushed = bench.make(spec, registry=where)
+    assert re.fullmatch(rf"{re.escape(where.repository)}@sha256:[0-9a-f]{{64}}", pushed.image)
+    assert bench.follower.steps[-1] == f"Pushing the image to {where.repository}"
+
+    bench.api.remove_image(f"{where.repository}:{'d' * 64}")
+    again = bench.make(spec, registry=where)
+    assert again == pushed
+    assert bench.follower.steps == ["Pulling the image, which the registry has"]
+    login = {"username": USER, "password": PASSWORD}
+    found = bench.api.inspect_distribution(f"{where.repository}:{'d' * 64}", auth_config=login)
+    assert pushed.image.endswith(found["Descriptor"]["digest"])
+
+
+@pytest.mark.parametrize("key", ["wrong", ""])
+def test_wrong_credentials_are_told_before_anything_is_built(shared_bench, registry, spec, key):
+    where = Registry(f"{registry}/team/envs", USER if key else "", key)
+    with pytest.raises(RegistryFailed, match="does not let us in"):
+        shared_bench.make(spec, registry=where)
+    assert shared_bench.follower.told == []
+
+
+def test_a_registry_that_is_away_is_told_before_anything_is_built(shared_bench, spec):
+    with pytest.raises(RegistryFailed, match="cannot be reached from the Docker engine"):
+        shared_bench.make(spec, registry=Registry("127.0.0.1:1/envs"))
+    assert shared_bench.follower.told == []
+
+
+@pytest.mark.parametrize("where", ["layer", "manifest"])
+def test_a_push_that_is_refused_in_the_middle_is_no_success(shared_bench, spec, where):
+    with refusing_registry(where) as (address, asked):
+        with pytest.raises(RegistryFailed, match="refused the image for") as raised:
+            shared_bench.make(spec, registry=Registry(f"{address}/envs"))
+    assert "the quota is used up" in raised.value.hint
+    assert where in asked
+
+
+@contextmanager
+def refusing_registry(where):
+    """A registry that lets a push begin, takes a layer, and refuses the next one, or takes all layers, and refuses the manifest."""
+    asked, sizes, taken = [], {}, {}
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            self.answer(200 if self.path == "/v2/" else 404)
+
+        def do_HEAD(self):
+            digest = self.path.rpartition("/")[2]
+            if digest not in taken:
+                self.answer(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(taken[digest]))
+            self.send_header("Docker-Content-Digest", digest)
+            self.end_headers()
+
+        def do_POST(self):
+            asked.append("layer")
+            if where == "layer" and asked.count("layer") > 1:
+                self.refuse()
+            else:
+                self.answer(202, Location=f"{urlsplit(self.path).path}{len(asked)}", Range="0-0")
+
+        def do_PATCH(self):
+            upload = urlsplit(self.path).path
+            sizes[upload] = 0
+            while size := int(self.rfile.readline() or b"0", 16):
+                self.rfile.read(size + 2)
+                sizes[upload] += size
+            if not self.rfile.readline():  # the engine gave the push up
+                self.close_connection = True
+                return
+            self.answer(202, Location=self.path, Range=f"0-{sizes[upload] - 1}")
+
+        def do_PUT(self):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            digest = parse_qs(urlsplit(self.path).query).get("digest")
+            if digest:
+                taken[digest[0]] = sizes[urlsplit(self.path).path]
+                self.answer(201, **{"Docker-Content-Digest": digest[0]})
+                return
+            asked.append("manifest")
+            self.refuse()
+
+        def refuse(self):
+            body = b'{"errors": [{"code": "DENIED", "message": "the quota is used up"}]}'
+            self.answer(403, body)
+
+        def answer(self, status, body=b"", **headers):
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
