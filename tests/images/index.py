@@ -30,6 +30,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             body = None
         self.send_response(200 if body else 404)
         self.send_header("Content-Type", "text/html" if not rest.endswith(".whl") else "application/zip")
+        self.send_header("Cache-Control", "max-age=3600" if rest.endswith(".whl") else "no-store")
         self.send_header("Content-Length", str(len(body or b"")))
         self.end_headers()
         self.wfile.write(body or b"")

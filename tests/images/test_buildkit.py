@@ -68,7 +68,7 @@ def test_an_image_is_built_with_its_secrets_lent_and_without_them_inside(
     index = index_of(bench)
     spec = EnvironmentSpec(
         base_image=bench.base_image,
-        requirements="from-env\n",
+        requirements=f"from-env\n# {bench.mark}: BuildKit's cache outlives the images\n",
         settings={"PIP_EXTRA_INDEX_URL": index.url("env", "env:env-pw")},
     )
     report = bench.make(spec, PATH=path, PIP_CONFIG_FILE=index.pip_conf)
@@ -93,9 +93,14 @@ def test_a_requirement_that_does_not_resolve_is_told_with_its_line(shared_bench,
     assert raised.value.hint.startswith("requirements.txt:2: numpy==1.26.1\n")
 
 
-def test_pips_downloads_are_kept(shared_bench, path):
-    bench = shared_bench
-    for number, requirements in enumerate(("tqdm==4.66.1\n", "tqdm==4.66.1\n# again\n")):
-        spec = EnvironmentSpec(base_image=bench.base_image, requirements=requirements)
-        bench.make(spec, PATH=path, digest=f"{number}" * 64)
-    assert [line for line in bench.follower.told if "Using cached tqdm" in line]
+def test_pips_downloads_are_kept(shared_bench, path, index_of):
+    bench, index = shared_bench, index_of(shared_bench)
+    for number in range(2):
+        spec = EnvironmentSpec(
+            base_image=bench.base_image,
+            requirements=f"from-env\n# {number}, {bench.mark}\n",
+            settings={"PIP_EXTRA_INDEX_URL": index.url("env", "env:env-pw")},
+        )
+        bench.make(spec, PATH=path, PIP_CONFIG_FILE=index.pip_conf, digest=f"{number}" * 64)
+    kept = [line for line in bench.follower.told if "Using cached" in line]
+    assert ["from_env-1.0" in line for line in kept] == [True]
