@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import tarfile
 import threading
@@ -198,8 +199,9 @@ def _until_listening(address, process):
 
 
 @contextmanager
-def relay(path):
-    """Relays TCP connections on loopback to the engine's socket; yields ``DOCKER_HOST`` and the connections so far."""
+def relay(path, tls=None):
+    """Relays TCP connections on loopback, with the SSLContext ``tls``, to the engine's socket; yields ``DOCKER_HOST`` and
+    the connections so far."""
     connections = []
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -210,10 +212,17 @@ def relay(path):
         with suppress(OSError):
             target.shutdown(socket.SHUT_WR)
 
+    def accept():
+        client, _ = listener.accept()
+        return tls.wrap_socket(client, server_side=True) if tls else client
+
     def serve():
         with suppress(OSError):
             while True:
-                client, _ = listener.accept()
+                try:
+                    client = accept()
+                except ssl.SSLError:  # whom we do not let in
+                    continue
                 engine = socket.socket(socket.AF_UNIX)
                 engine.connect(path)
                 connections.append((client, engine))

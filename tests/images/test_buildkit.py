@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 
 import pytest
-from tests.images.bench import everything_saved, missing
+from tests.images.bench import Follower, everything_saved, missing
 
 from multinode.errors import EnvironmentBuildFailed
 from multinode.wire import EnvironmentSpec
@@ -104,3 +105,27 @@ def test_pips_downloads_are_kept(shared_bench, path, index_of):
         bench.make(spec, PATH=path, PIP_CONFIG_FILE=index.pip_conf, digest=f"{number}" * 64)
     kept = [line for line in bench.follower.told if "Using cached" in line]
     assert ["from_env-1.0" in line for line in kept] == [True]
+
+
+def test_an_interrupted_build_leaves_nothing(shared_bench, path, index_of, monkeypatch, tmp_path):
+    bench, index = shared_bench, index_of(shared_bench)
+    (tmp_path / "made").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "made"))
+    spec = EnvironmentSpec(
+        base_image=bench.base_image,
+        requirements=f"tqdm\n# {bench.mark}\n",
+        settings={"PIP_INDEX_URL": index.url("hang")},
+    )
+    before, seen = bench.images(), []
+
+    def interrupt(title):
+        if title.startswith("Installing the requirements"):
+            seen.extend((tmp_path / "made").iterdir())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.make(spec, follower=Follower(interrupt), PATH=path, PIP_CONFIG_FILE=index.pip_conf)
+    assert len(seen) == 1
+    assert list((tmp_path / "made").iterdir()) == []
+    assert bench.images() == before
+    assert bench.containers() == index.containers

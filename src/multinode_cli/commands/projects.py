@@ -259,6 +259,8 @@ def _show_version(console: Console, version: VersionInfo) -> None:
     console.out(
         f"  environment  Python {environment.python_served}{asked}{'; ' + packages if packages else ''}"
     )
+    if environment.image:
+        console.out(f"  image        {environment.image}, made from {environment.base_image}")
     for warning in environment.warnings:
         console.out(f"  warning      {warning}")
     if version.dotenv_names:

@@ -180,6 +180,20 @@ class Engine:
             raise _unavailable(self.address, error) from error
 
 
+class _Client(docker.APIClient):  # type: ignore[misc]  # it has no types
+    """docker-py's client, which would take REQUESTS_CA_BUNDLE in place of the authority that DOCKER_CERT_PATH names.
+
+    See https://github.com/psf/requests/issues/3829.
+    """
+
+    def merge_environment_settings(
+        self, url: str, proxies: Any, stream: Any, verify: Any, cert: Any
+    ) -> Any:
+        """The settings of one request."""
+        chosen = self.verify if verify is None else verify
+        return super().merge_environment_settings(url, proxies, stream, chosen, cert)
+
+
 def connect(environ: Mapping[str, str]) -> Engine:
     """The engine of DOCKER_HOST, else of the docker command's context. Raises EngineUnavailable, with what to do."""
     given = kwargs_from_env(environment=dict(environ) or None)
@@ -195,7 +209,7 @@ def connect(environ: Mapping[str, str]) -> Engine:
     address = given.setdefault("base_url", DEFAULT_ADDRESS).replace("http+unix://", "unix://")
     try:
         _try_socket(address)
-        api = docker.APIClient(**given, version="auto", timeout=CONNECT_S, use_ssh_client=True)
+        api = _Client(**given, version="auto", timeout=CONNECT_S, use_ssh_client=True)
     except (DockerException, RequestException, OSError, ValueError) as error:
         raise _unavailable(address, error) from error
     api.timeout = ANSWER_S

@@ -1,0 +1,66 @@
+"""Certificates for an engine on loopback, as ``DOCKER_CERT_PATH`` has them: ca.pem, cert.pem and key.pem; server.pem for its side."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+
+def write_certificates(folder):
+    """Writes an authority, and a certificate of it for each side."""
+    authority = ec.generate_private_key(ec.SECP256R1())
+    root = _certificate("authority", authority, "authority", authority, is_authority=True)
+    (folder / "ca.pem").write_bytes(_pem(root))
+    for name, files in (
+        ("server", ("server.pem", "server.pem")),
+        ("client", ("cert.pem", "key.pem")),
+    ):
+        key = ec.generate_private_key(ec.SECP256R1())
+        made = _pem(_certificate(name, key, "authority", authority, is_authority=False))
+        secret = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        for file, data in zip(files, (made, secret), strict=True):
+            with open(folder / file, "ab") as stream:
+                stream.write(data)
+
+
+def _certificate(name, key, issuer, issuer_key, *, is_authority):
+    now = datetime.datetime.now(datetime.timezone.utc)
+    usage = x509.KeyUsage(
+        True, False, False, False, False, is_authority, is_authority, False, False
+    )
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    return (
+        x509.CertificateBuilder()
+        .subject_name(_name(name))
+        .issuer_name(_name(issuer))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),
+            critical=False,
+        )
+        .sign(issuer_key, hashes.SHA256())
+    )
+
+
+def _name(text):
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _pem(certificate):
+    return certificate.public_bytes(serialization.Encoding.PEM)
