@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 from tests.snapshots.messages import Messages
 
+RUNNER = "process"
+"""Of every server that names none: ``auto`` would take Docker where an engine answers."""
+os.environ["MULTINODE_RUNNER"] = RUNNER  # for fixtures that start one before any test
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -46,3 +50,4 @@ def _no_credentials(monkeypatch, tmp_path_factory):
     for name in [name for name in os.environ if name.startswith("MULTINODE_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MULTINODE_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("MULTINODE_RUNNER", RUNNER)

@@ -29,10 +29,11 @@ import uvicorn
 from multinode import wire
 from multinode.errors import Conflict, InputError, MultinodeError, StorageFull
 from multinode_control_plane import migrations, model
-from multinode_control_plane.api.border import KnownHosts
+from multinode_control_plane.api.border import Border, KnownHosts
 from multinode_control_plane.api.calls import ControlPlane
-from multinode_control_plane.api.routes import make_app
-from multinode_control_plane.runners.process import ProcessRunner
+from multinode_control_plane.api.routes import WORKER_ENDPOINTS, make_app
+from multinode_control_plane.runners import Runner
+from multinode_control_plane.runners.choice import choose
 from multinode_control_plane.scheduler import Scheduler
 from multinode_control_plane.service import access, invocations
 from multinode_control_plane.service.dotenv import load_sealer
@@ -81,6 +82,35 @@ class HttpServer(uvicorn.Server):
         """Stops accepting, answers what is open, then returns from ``serve``."""
         self.should_exit = True
         self.ended.set()
+
+
+class _Serving:
+    """An application that is served on a socket, from now until `end`."""
+
+    def __init__(self, app: Border, listener: socket.socket) -> None:
+        self._http = HttpServer(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                date_header=False,
+                server_header=False,
+                proxy_headers=False,
+                http="httptools",
+                ws="none",
+                loop="asyncio",
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=5,
+                backlog=2048,
+            )
+        )
+        self._serving = asyncio.get_running_loop().create_task(self._http.serve([listener]))
+
+    async def end(self) -> None:
+        """Answers what is open, and serves no more."""
+        self._http.end()
+        await self._serving
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -188,14 +218,16 @@ async def serve(settings: Settings, ready: Ready, *, foreground: bool) -> None:
 
 
 async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foreground: bool) -> None:
+    choice = await choose(settings, os.environ)
+    runner, settings = choice.runner, choice.settings
     local = Local(settings.data_dir / "local.json")
     await _ensure_local_key(store, local)
     listener = listen(settings, local.port)
     port = listener.getsockname()[1]
-    local.remember(port)
     url = f"http://{_in_url(settings.host)}:{port}"
+    door = await _worker_door(settings, runner, local)
+    local.remember(port, door.port if door else None)
     context = Context(settings, load_sealer(settings.data_dir / "secret.key"))
-    runner = ProcessRunner(settings.data_dir)
     scheduler = Scheduler(store, runner, context)
     stop = Stop()
     plane = ControlPlane(
@@ -208,37 +240,27 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
         sa.make_url(settings.database).drivername,
     )
     await plane.read_keys()
-    await scheduler.open(settings.worker_url or url)
-    http = HttpServer(
-        uvicorn.Config(
-            make_app(plane, known_hosts(settings)),
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            date_header=False,
-            server_header=False,
-            proxy_headers=False,
-            http="httptools",
-            ws="none",
-            loop="asyncio",
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=5,
-            backlog=2048,
-        )
-    )
-    serving = asyncio.get_running_loop().create_task(http.serve(sockets=[listener]))
+    await scheduler.open(settings.worker_url or (door.url if door else url))
+    servers = [_Serving(make_app(plane, known_hosts(settings)), listener)]
+    if door is not None:
+        servers.append(_Serving(make_app(plane, door.hosts, WORKER_ENDPOINTS), door.listener))
     server_file = settings.home / "server.json"
     _handle_signals(stop, foreground=foreground)
-    write_private(server_file, _server_file(settings, url, local.key))
+    write_private(server_file, _server_file(settings, url, local.key, choice.reason))
     ready.up(url)
     log.info("listening on %s", url)
-    _say(foreground, f"Multinode control plane on {url} (runner: {runner.name}). Ctrl-C stops it.")
+    why = f", {choice.reason}" if choice.reason else ""
+    log.info("runner: %s%s", runner.name, why)
+    _say(
+        foreground,
+        f"Multinode control plane on {url} (runner: {runner.name}{why}). Ctrl-C stops it.",
+    )
     try:
         await _until_stopped(plane, stop, foreground=foreground)
     finally:
         store.changes.fire_all()
-        http.end()
-        await serving
+        for serving in servers:
+            await serving.end()
         await scheduler.close()
         server_file.unlink(missing_ok=True)
 
@@ -312,11 +334,13 @@ class Local:
             known = {}
         self.key: str | None = known.get("key")
         self.port: int | None = known.get("port")
+        self.worker_port: int | None = known.get("worker_port")
 
-    def remember(self, port: int) -> None:
-        """Writes key and port (0600)."""
-        self.port = port
-        write_private(self._path, {"key": self.key, "port": port})
+    def remember(self, port: int, worker_port: int | None) -> None:
+        """Writes key and ports (0600); the one for workers is kept where there is none this time."""
+        self.port, self.worker_port = port, worker_port or self.worker_port
+        known = {"key": self.key, "port": port, "worker_port": self.worker_port}
+        write_private(self._path, known)
 
 
 async def _ensure_local_key(store: Store, local: Local) -> None:
@@ -350,6 +374,46 @@ def listen(settings: Settings, last_port: int | None) -> socket.socket:
         raise InputError(message, "Use --host 127.0.0.1.") from error
 
 
+@dataclass(frozen=True)
+class WorkerDoor:
+    """A second listener, for workers alone, where they cannot reach the first. ``name`` is how they reach it."""
+
+    listener: socket.socket
+    name: str
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.listener.getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        """What workers are told."""
+        return f"http://{_in_url(self.name)}:{self.port}"
+
+    @property
+    def hosts(self) -> KnownHosts:
+        """The host that workers name."""
+        return KnownHosts(frozenset({self.name}))
+
+
+async def _worker_door(settings: Settings, runner: Runner, local: Local) -> WorkerDoor | None:
+    """The listener that the runner's workers need; None where they can use the first, or a --worker-url says how.
+
+    It has the port of last time, which workers that live were told.
+    """
+    address = None if settings.worker_url else await runner.worker_address()
+    if address is None:
+        return None
+    for port in (local.worker_port or 0, 0):
+        try:
+            return WorkerDoor(_bind(address.listen, port), address.name)
+        except OSError as error:
+            reason = error.strerror
+    message = f"Cannot listen on {address.listen}, where {runner.name} workers would reach this server: {reason}."
+    raise InputError(message, "Say how they reach it: --worker-url http://this-machine:port.")
+
+
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named, asyncio sets TCP_NODELAY; without it an answer waits 40 ms for an ACK.
@@ -380,13 +444,14 @@ def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _server_file(settings: Settings, url: str, key: str | None) -> dict[str, Any]:
+def _server_file(settings: Settings, url: str, key: str | None, reason: str) -> dict[str, Any]:
     return {
         "url": url,
         "key": key,
         "pid": os.getpid(),
         "started_at": model.to_time(time.time()),
         "runner": settings.runner,
+        "runner_reason": reason,
         "options": settings.options(),
     }
 

@@ -9,12 +9,13 @@ import argparse
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from multinode.errors import InputError
 
 DEFAULT_PORT = 9470
+RUNNERS = ("auto", "process", "docker")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -39,9 +40,15 @@ class Settings:
     """None: the usual one, or a free one where that is taken."""
     worker_url: str | None
     capacity: Capacity
+    """Until the runner is chosen: of this machine; with Docker, the engine's may be another (see `with_room_of`)."""
+    asked_capacity: str | None = None
     allow_process: bool = False
     allowed_hosts: tuple[str, ...] = ()
     """Further names by which requests may call this server, without port."""
+    registry: str | None = None
+    """Where images are pushed to and pulled from: ``host[:port]/name``."""
+    registry_username: str | None = None
+    registry_key: str | None = field(default=None, repr=False)
     grace_s: float = 120.0
     silence_s: float = 30.0
     unreachable_s: float = 300.0
@@ -50,11 +57,16 @@ class Settings:
     log_limit_bytes: int = 64 * 1024 * 1024
 
     def options(self) -> dict[str, object]:
-        """What `server restart` needs to start the same again; no secrets are among the settings."""
+        """What `server restart` needs to start the same again, without secrets: those come from the environment anew."""
         return {
             name: str(value) if isinstance(value, Path) else value
             for name, value in asdict(self).items()
+            if name not in ("asked_capacity", "registry_key")
         }
+
+    def with_room_of(self, runner: str, whole: Capacity) -> Settings:
+        """These settings for the runner that was chosen, on a machine (or engine) of this room."""
+        return replace(self, runner=runner, capacity=_capacity(self.asked_capacity, whole))
 
 
 _SPANS = {
@@ -75,7 +87,9 @@ def parser() -> argparse.ArgumentParser:
         prog="multinode server run", description="Run the Multinode control plane in this process."
     )
     made.add_argument("--home", help="MULTINODE_HOME, ~/.multinode without it")
-    made.add_argument("--runner", help="auto or process; this release has no other")
+    made.add_argument(
+        "--runner", help="auto, process or docker; auto is docker where an engine answers"
+    )
     made.add_argument(
         "--database", help="URL of the store; an SQLite file in the data folder without it"
     )
@@ -86,6 +100,13 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--worker-url", help="how workers reach this server; its own URL without it")
     made.add_argument("--capacity", help="room for workers, e.g. cpu=4,memory=8GiB")
+    made.add_argument(
+        "--registry",
+        help="where images are pushed to and pulled from, e.g. registry.example.com/multinode",
+    )
+    made.add_argument(
+        "--registry-username", help="its user; MULTINODE_REGISTRY_KEY is the password or token"
+    )
     made.add_argument(
         "--allow-process",
         action="store_true",
@@ -118,9 +139,9 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
     home = Path(given("home") or Path.home() / ".multinode").expanduser().absolute()
     data_dir = Path(given("data_dir") or home / "server").expanduser().absolute()
     runner = given("runner") or "auto"
-    if runner not in ("auto", "process"):
+    if runner not in RUNNERS:
         message = f"The runner {runner!r} is not part of this release."
-        raise InputError(message, "Use --runner process.")
+        raise InputError(message, f"Use one of: {', '.join(RUNNERS)}.")
     database = given("database") or f"sqlite:///{data_dir / 'multinode.sqlite'}"
     if not database.startswith("sqlite:///"):
         message = "Only SQLite databases are part of this release."
@@ -130,17 +151,28 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
     settings = Settings(
         home=home,
         data_dir=data_dir,
-        runner="process",
+        runner=runner,
         database=database,
         host=given("host") or "127.0.0.1",
         port=_port(given("port")),
         worker_url=given("worker_url"),
-        capacity=_capacity(given("capacity")),
+        capacity=_capacity(given("capacity"), whole_machine()),
+        asked_capacity=given("capacity"),
+        registry=_registry(given("registry")),
+        registry_username=given("registry_username"),
+        registry_key=environ.get("MULTINODE_REGISTRY_KEY") or None,
         allow_process=_switch(given("allow_process")),
         allowed_hosts=_hosts(given("allowed_hosts")),
         **spans,  # type: ignore[arg-type]  # names and types are those of _SPANS and _SIZES
         **sizes,
     )
+    if settings.runner == "process":
+        check_isolation(settings)
+    return settings
+
+
+def check_isolation(settings: Settings) -> None:
+    """Raises InputError where the process runner would serve others than this machine without being told to."""
     if settings.host not in LOOPBACK and not settings.allow_process:
         message = (
             f"The process runner isolates nothing, and {settings.host} is not a loopback address: "
@@ -149,17 +181,20 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         raise InputError(
             message, "Use --host 127.0.0.1, or --allow-process if that is what you want."
         )
-    return settings
 
 
 def whole_machine() -> Capacity:
-    """Twice the cores and 80 % of the memory: functions mostly wait, and the rest of the machine lives too."""
+    """The room of this machine."""
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Capacity(cpu=2.0 * (os.cpu_count() or 1), memory_mib=int(memory_bytes * 0.8) >> 20)
+    return room(os.cpu_count() or 1, memory_bytes >> 20)
 
 
-def _capacity(text: str | None) -> Capacity:
-    whole = whole_machine()
+def room(cores: int, memory_mib: int) -> Capacity:
+    """Twice the cores and 80 % of the memory: functions mostly wait, and the rest of the machine lives too."""
+    return Capacity(cpu=2.0 * cores, memory_mib=int(memory_mib * 0.8))
+
+
+def _capacity(text: str | None, whole: Capacity) -> Capacity:
     found: dict[str, float] = {"cpu": whole.cpu, "memory": float(whole.memory_mib)}
     for part in text.split(",") if text else ():
         match = re.fullmatch(r"\s*(cpu|memory)\s*=\s*([0-9.]+)\s*(MiB|GiB)?\s*", part)
@@ -186,6 +221,14 @@ def _hosts(text: str | None) -> tuple[str, ...]:
             message = f"--allowed-hosts: {name!r} is not the name of a host."
             raise InputError(message, "Write it like multinode.example.com,10.0.0.5.")
     return tuple(dict.fromkeys(host_name(name) or "" for name in names))
+
+
+def _registry(text: str | None) -> str | None:
+    """``host[:port]/name``, as image names begin: lower case, and no URL."""
+    if text and not re.fullmatch(r"[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+", text):
+        message = f"The registry {text!r} cannot be read."
+        raise InputError(message, "Write it like registry.example.com/multinode.")
+    return text
 
 
 def _number(name: str, text: str | None) -> float:

@@ -1,7 +1,7 @@
 """``python -m multinode.worker``: one worker, whose launch comes through a pipe, a file or the environment.
 
 --launch-fd N        a descriptor to read it from
---launch-file PATH   a file
+--launch-file PATH   a file, which is removed once it is read
 MULTINODE_LAUNCH     the environment
 """
 
@@ -15,13 +15,15 @@ from .launch import Launch, from_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List, NoReturn
+    from typing import Dict, List, NoReturn
 
 
 def main(arguments: List[str]) -> NoReturn:
     """Reads the launch and lives the worker's life."""
     signals = supervisor.Signals()
     launch = _read_launch(arguments)
+    if launch.interpreter_env:
+        _begin_anew(launch, launch.interpreter_env)
     processes.adopt_orphans()
     supervisor.supervise(launch, supervisor.Prepared(signals, launch.cgroups))
 
@@ -34,12 +36,24 @@ def _read_launch(arguments: List[str]) -> Launch:
                 return from_json(pipe.read())
         if source == "--launch-file":
             with open(value, encoding="ascii") as file:  # noqa: PTH123 - pathlib is not imported here
-                return from_json(file.read())
+                text = file.read()
+            os.unlink(value)  # noqa: PTH108 - the claim code in it is used up soon, and nobody else's business
+            return from_json(text)
         if not source and "MULTINODE_LAUNCH" in os.environ:
             return from_json(os.environ.pop("MULTINODE_LAUNCH"))
     except (OSError, ValueError) as error:
         sys.exit(f"multinode worker: no launch could be read: {error}")
     sys.exit("multinode worker: give --launch-fd N or --launch-file PATH, or set MULTINODE_LAUNCH")
+
+
+def _begin_anew(launch: Launch, env: Dict[str, str]) -> NoReturn:
+    """Replaces this interpreter by one that starts with ``env``; it gets the launch through a pipe."""
+    reading, writing = os.pipe()
+    os.set_inheritable(reading, True)
+    os.write(writing, launch.replace(interpreter_env=None).to_json().encode())  # a pipe holds it
+    os.close(writing)
+    arguments = [sys.executable, "-m", "multinode.worker", "--launch-fd", str(reading)]
+    os.execve(sys.executable, arguments, {**os.environ, **env})
 
 
 if __name__ == "__main__":

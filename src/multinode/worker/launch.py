@@ -8,7 +8,7 @@ from ..records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional, Tuple
+    from typing import Dict, Optional, Tuple
 
 
 ARGUMENTS = ("-c", "import sys; from multinode.worker.__main__ import main; main(sys.argv[1:])")
@@ -38,6 +38,8 @@ class Launch(Record):
     """Folders below which the worker makes its cgroup; None: nothing is limited, or the container is."""
     cpu: Optional[float] = None
     memory_mib: Optional[int] = None
+    interpreter_env: Optional[Dict[str, str]] = None
+    """Variables that an interpreter reads when it starts: the worker begins anew with them in its environment."""
 
     def to_json(self) -> str:
         """The launch as one line of JSON."""

@@ -36,6 +36,15 @@ class RunningServer:
     pid: int
     data_dir: Path
     options: Mapping[str, Any]
+    runner: str = ""
+    runner_reason: str = ""
+    """Why it is this one, where nobody named it."""
+
+    @property
+    def chosen(self) -> str:
+        """The runner in words."""
+        why = f" ({self.runner_reason})" if self.runner_reason else ""
+        return f"{self.runner}{why}"
 
 
 def find(home: Path) -> RunningServer | None:
@@ -44,7 +53,15 @@ def find(home: Path) -> RunningServer | None:
         data = json.loads((home / "server.json").read_text(encoding="utf-8"))
         options = data.get("options") or {}
         data_dir = Path(options.get("data_dir") or home / "server")
-        server = RunningServer(data["url"], data["key"], int(data["pid"]), data_dir, options)
+        server = RunningServer(
+            data["url"],
+            data["key"],
+            int(data["pid"]),
+            data_dir,
+            options,
+            str(data.get("runner", "")),
+            str(data.get("runner_reason", "")),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return server if _is_locked(data_dir / "lock") else None

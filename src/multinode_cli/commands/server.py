@@ -28,7 +28,7 @@ _Runner = Annotated[
     typer.Option(
         "--runner",
         metavar="NAME",
-        help="auto or process; this release has no other (MULTINODE_RUNNER).",
+        help="auto, process or docker (MULTINODE_RUNNER).",
     ),
 ]
 _Database = Annotated[
@@ -63,6 +63,14 @@ _Capacity = Annotated[
         metavar="ROOM",
         help="Room for workers, cpu=4,memory=8GiB (MULTINODE_CAPACITY).",
     ),
+]
+_Registry = Annotated[
+    str | None,
+    typer.Option("--registry", metavar="HOST/NAME", help="Where images go (MULTINODE_REGISTRY)."),
+]
+_RegistryUsername = Annotated[
+    str | None,
+    typer.Option("--registry-username", help="Its user (MULTINODE_REGISTRY_USERNAME, and …_KEY)."),
 ]
 _AllowProcess = Annotated[
     bool,
@@ -104,6 +112,8 @@ def run(
     data_dir: _DataDir = None,
     worker_url: _WorkerUrl = None,
     capacity: _Capacity = None,
+    registry: _Registry = None,
+    registry_username: _RegistryUsername = None,
     allow_process: _AllowProcess = False,
     allowed_hosts: _AllowedHosts = None,
 ) -> Answer:
@@ -114,7 +124,8 @@ def run(
     local_server.check_installed()
     options = _options(
         runner=runner, database=database, host=host, port=port, data_dir=data_dir,
-        worker_url=worker_url, capacity=capacity, allow_process=allow_process,
+        worker_url=worker_url, capacity=capacity, registry=registry,
+        registry_username=registry_username, allow_process=allow_process,
         allowed_hosts=allowed_hosts,
     )  # fmt: skip
     command = local_server.command(session.settings.home, [*options, "--foreground"])
@@ -131,6 +142,8 @@ def start(
     data_dir: _DataDir = None,
     worker_url: _WorkerUrl = None,
     capacity: _Capacity = None,
+    registry: _Registry = None,
+    registry_username: _RegistryUsername = None,
     allow_process: _AllowProcess = False,
     allowed_hosts: _AllowedHosts = None,
 ) -> Answer:
@@ -140,7 +153,8 @@ def start(
     """
     options = _options(
         runner=runner, database=database, host=host, port=port, data_dir=data_dir,
-        worker_url=worker_url, capacity=capacity, allow_process=allow_process,
+        worker_url=worker_url, capacity=capacity, registry=registry,
+        registry_username=registry_username, allow_process=allow_process,
         allowed_hosts=allowed_hosts,
     )  # fmt: skip
     server, was_started = local_server.start(session.settings, session.console, options)
@@ -150,11 +164,16 @@ def start(
             "It keeps the options with which it was started. To change them: "
             "multinode server stop, then start it with the new ones."
         )
-    data = {"url": server.url, "pid": server.pid, "started": was_started}
+    data = {
+        "url": server.url,
+        "pid": server.pid,
+        "runner": server.runner,
+        "started": was_started,
+    }
     return Answer(
         data,
         lambda console: console.out(
-            f"The control plane {verb} at {server.url} (pid {server.pid})."
+            f"The control plane {verb} at {server.url} (pid {server.pid}), runner {server.chosen}."
         ),
     )
 
@@ -240,7 +259,10 @@ def status(session: Session) -> Answer:
             ("url", server.url),
             ("pid", f"{info.pid}, for {age(info.started_at)}"),
             ("version", info.version),
-            ("runner", f"{info.runner}, enforces {' and '.join(info.enforces) or 'no limits'}"),
+            (
+                "runner",
+                f"{server.chosen or info.runner}, enforces {' and '.join(info.enforces) or 'no limits'}",
+            ),
             ("database", info.database),
             ("data", str(server.data_dir)),
             ("room", f"{info.cpu_capacity:g} cpu, {memory(info.memory_capacity_mib)}"),

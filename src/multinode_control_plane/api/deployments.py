@@ -78,6 +78,14 @@ async def _saved(call: Call, made: wire.BuildEvent, info: wire.EnvironmentInfo) 
     return made
 
 
+async def report_image(call: Call) -> wire.EnvironmentInfo:
+    """PUT /v1/projects/{project}/environments/{digest}"""
+    cases.check_name(call.path("project"))
+    info = await call.plane.runner.take_image(call.path("digest"), call.body)
+    await call.plane.store.write(partial(cases.save_environment, info=info))
+    return info
+
+
 async def put_bundle(call: Call) -> wire.Empty:
     """PUT /v1/bundles/{sha256}"""
     await call.plane.bundles.put(call.path("digest"), call.request.stream())

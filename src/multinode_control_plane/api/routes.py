@@ -37,6 +37,13 @@ ENDPOINTS = (
         role="deploy",
     ),
     Endpoint(
+        "PUT",
+        PROJECT + "/environments/{digest}",
+        deployments.report_image,
+        wire.ImageReport,
+        role="deploy",
+    ),
+    Endpoint(
         "POST", PROJECT + "/describe", deployments.describe, wire.DescribeRequest, role="deploy"
     ),
     Endpoint(
@@ -75,9 +82,17 @@ ENDPOINTS = (
 )
 
 
-def make_app(plane: ControlPlane, hosts: KnownHosts) -> Border:
+WORKER_ENDPOINTS = tuple(
+    item for item in ENDPOINTS if item.worker or item.path.startswith(("/v1/worker/", "/healthz"))
+)
+"""What a worker may ask for: all that is answered where only workers can reach the server."""
+
+
+def make_app(
+    plane: ControlPlane, hosts: KnownHosts, endpoints: Iterable[Endpoint] = ENDPOINTS
+) -> Border:
     """The ASGI application, which answers to ``hosts``."""
-    return Border(Routing(plane, ENDPOINTS), hosts)
+    return Border(Routing(plane, endpoints), hosts)
 
 
 class Routing:

@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from multinode.wire import BuildEvent, BuildRequest, LogRecord
+from multinode.wire import BuildEvent, BuildRequest, EnvironmentInfo, ImageReport, LogRecord
+from multinode_control_plane.runners.bundles import Bundles
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ class WorkerNotMadeError(Exception):
 OnEnd = Callable[[WorkerEnd], None]
 
 
+@dataclass(frozen=True)
+class WorkerAddress:
+    """Where the server has to listen for workers that cannot reach its own address, and by which name they reach it."""
+
+    listen: str
+    name: str
+
+
 class Runner(Protocol):
     """Makes workers. See the module for what holds for every method."""
 
@@ -63,17 +72,31 @@ class Runner(Protocol):
     """Which of ``cpu`` and ``memory`` are enforced here; known once it is open."""
     unenforced_reason: str
     """Why not both, in words; empty where both are."""
+    bundles: Bundles
+    """The code of versions, as clients put it."""
+
+    async def worker_address(self) -> WorkerAddress | None:
+        """Where its workers can reach this machine, if the server's own address will not do. Comes before ``open``.
+
+        Raises InputError where that cannot be known: then the server has to be told (``--worker-url``).
+        """
 
     async def open(self, on_end: OnEnd, worker_url: str) -> None:
         """Makes it ready. ``on_end`` is called on the loop, once for each worker made or adopted, when it is gone."""
 
     def build(self, request: BuildRequest) -> AsyncIterator[BuildEvent]:
-        """Yields the build's output line by line, at last one event with ``environment`` or ``error``.
+        """Yields the build's output line by line, at last one event with ``environment``, ``image_order`` or ``error``.
 
-        Makes the environment once per digest, under a lock, and renames it into place: a build that is interrupted or
-        fails leaves nothing. One that exists is answered at once.
+        A runner whose environments are images orders what is missing from its client. The others make it: once per digest, under a lock, renamed
+        into place; a build that is interrupted or fails leaves nothing. One that exists is answered at once.
         """
         ...
+
+    async def take_image(self, digest: str, report: ImageReport) -> EnvironmentInfo:
+        """Checks the image that a client built to an ``image_order``, and keeps it as the environment of this digest.
+
+        Raises InvalidRequest, Conflict or EnvironmentBuildFailed where it is not what was ordered or cannot be had.
+        """
 
     async def start(self, launch: WorkerLaunch) -> None:
         """Makes the worker. Returns when it exists and would be found by ``adopt``.

@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from multinode.errors import MultinodeError
-from multinode.wire import BuildEvent, BuildRequest, LogRecord
+from multinode.errors import InvalidRequest, MultinodeError
+from multinode.wire import BuildEvent, BuildRequest, EnvironmentInfo, ImageReport, LogRecord
 from multinode.worker import processes
 from multinode.worker.launch import Launch
 from multinode_control_plane.runners import (
@@ -100,6 +100,9 @@ class ProcessRunner:
         self._on_end: OnEnd = lambda end: None
         self._worker_url = ""
 
+    async def worker_address(self) -> None:
+        """None: its workers reach the server as everybody on this machine does."""
+
     async def open(self, on_end: OnEnd, worker_url: str) -> None:
         """Makes the folders, and removes what an earlier server left half made."""
         self._on_end, self._worker_url = on_end, worker_url
@@ -117,6 +120,11 @@ class ProcessRunner:
     def build(self, request: BuildRequest) -> AsyncIterator[BuildEvent]:
         """See ``Virtualenvs.build``."""
         return self.environments.build(request)
+
+    async def take_image(self, digest: str, report: ImageReport) -> EnvironmentInfo:
+        """Refuses: this runner makes environments itself."""
+        message = "This control plane's runner is `process`: it makes environments itself."
+        raise InvalidRequest(message, "Deploy again.")
 
     # --- making workers --------------------------------------------------------------------------------
 

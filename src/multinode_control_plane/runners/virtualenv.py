@@ -16,7 +16,6 @@ The data folder belongs to one server at a time (it holds a lock on it), so one 
 from __future__ import annotations
 
 import asyncio
-import base64
 import errno
 import fcntl
 import hashlib
@@ -33,7 +32,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import distributions
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from multinode.distribution import (
@@ -45,8 +44,6 @@ from multinode.distribution import (
 )
 from multinode.errors import (
     EnvironmentNotFound,
-    InputError,
-    InvalidRequest,
     MissingExtra,
     MultinodeError,
 )
@@ -59,7 +56,7 @@ from multinode.wire import (
     dumps,
     loads,
 )
-from multinode_control_plane.runners import resolver
+from multinode_control_plane.runners import resolver, specs
 from multinode_control_plane.runners.pythons import Python, Pythons
 from multinode_control_plane.runners.resolver import ResolverFailed, Say, run_uv
 
@@ -267,7 +264,7 @@ class Virtualenvs:
             return BuildEvent(error=resolver.disk_full())
 
     async def _plan(self, request: BuildRequest) -> _Plan:
-        check(request.spec)
+        specs.check(request.spec)
         asked = request.spec.python
         python = await self._pythons.serving(asked, strict=request.strict_python)
         digest = await asyncio.to_thread(digest_of, request.spec, python.version)
@@ -363,45 +360,12 @@ def lease(generation: Path) -> int:
     return descriptor
 
 
-def check(spec: EnvironmentSpec) -> None:
-    """Raises InputError for what no environment can be made from."""
-    texts = {"requirements.txt": spec.requirements}
-    for name, content in (spec.files or {}).items():
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or not path.parts:
-            message = f"{name!r} is no path below tasks/."
-            raise InvalidRequest(message)
-        if path.suffix != ".whl":
-            texts[name] = _decoded(name, content).decode(errors="replace")
-    for name, text in texts.items():
-        for number, line in enumerate(text.splitlines(), 1):
-            if resolver.required_name(line) == "multinode":
-                message = f"{name}:{number}: `multinode` must not be among the requirements."
-                hint = "Remove the line: the SDK comes by itself. (On PyPI that name is another program.)"
-                raise InputError(message, hint)
-    for name in spec.settings or {}:
-        if not re.fullmatch(r"(UV|PIP)_\w+", name):
-            message = f"{name!r} is no index setting: their names begin with UV_ or PIP_."
-            raise InvalidRequest(message)
-
-
 def digest_of(spec: EnvironmentSpec, python_served: str) -> str:
-    """The name of the environment: 64 hexadecimal digits over everything that decides what is in it.
-
-    Credentials in index settings do not count: tokens that expire would make a new environment each time.
-    """
-    settings = {
-        name: resolver.redact(value)
-        for name, value in (spec.settings or {}).items()
-        if not name.endswith(("_PASSWORD", "_USERNAME"))
-    }
+    """The name of the environment: 64 hexadecimal digits over everything that decides what is in it."""
     counted = {
         "format": FORMAT,
-        "python": spec.python,
+        **specs.counted(spec),
         "python_served": python_served,
-        "requirements": spec.requirements,
-        "files": spec.files or {},
-        "settings": settings,
         "platform": [platform.system(), platform.machine(), platform.libc_ver()[0]],
         "sdk": sdk_digest(),
     }
@@ -413,16 +377,8 @@ def _write_inputs(spec: EnvironmentSpec, folder: Path) -> None:
     for name, content in (spec.files or {}).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_decoded(name, content))
+        path.write_bytes(specs.decoded(name, content))
     (folder / "requirements.txt").write_text(spec.requirements, encoding="utf-8")
-
-
-def _decoded(name: str, content: str) -> bytes:
-    try:
-        return base64.b64decode(content, validate=True)
-    except ValueError as error:
-        message = f"The content of {name!r} is not in base64."
-        raise InvalidRequest(message) from error
 
 
 async def _compile(python: Path, package: Path) -> None:

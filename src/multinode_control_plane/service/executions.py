@@ -571,7 +571,8 @@ def _worker_ends(tx: Transaction, context: Context, end: WorkerEnd) -> None:
     if execution.state == model.STARTING:
         _try_again(tx, row, execution, _why_not_made(tx, context, row, worker, end))
     elif execution.state == model.STARTED:
-        error = wire.FunctionError(f"worker lost: {end.detail or 'it ended without a report'}")
+        why = end.detail or "it ended without a report"
+        error = wire.FunctionError(why if end.out_of_memory else f"worker lost: {why}")
         lost = wire.ExecutionEnd("lost", error=error, exit_code=end.exit_code, signal=end.signal)
         _end(tx, context, row, execution, lost)
     _terminate_if_over(tx, worker.invocation_id)

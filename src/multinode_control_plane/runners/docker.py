@@ -1,0 +1,514 @@
+"""The ``docker`` runner: each worker is a container of its own, from the image of its environment.
+
+    data folder/installation           the id of this data folder, in the labels of all that it makes in the engine
+    data folder/network.json           the subnet of its network
+    data folder/images/                docker_images.py
+    data folder/bundles/               bundles.py; workers fetch their code from the control plane
+    data folder/logs/                  log_files.py, written by docker_output.py
+
+A container's end is told by the engine's events (docker_events.py), and by the end of its output, whichever comes first; after
+the engine was away, and every few minutes, what is there is compared with what should be. A container is removed, with its
+volumes, once its output is copied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from multinode.errors import InputError, MultinodeError
+from multinode.wire import (
+    BuildEvent,
+    BuildRequest,
+    EnvironmentInfo,
+    ImageReport,
+    LogRecord,
+    Registry,
+)
+from multinode_control_plane.runners import (
+    OnEnd,
+    WorkerAddress,
+    WorkerEnd,
+    WorkerLaunch,
+    WorkerNotMadeError,
+)
+from multinode_control_plane.runners.bundles import Bundles
+from multinode_control_plane.runners.docker_containers import (
+    EXECUTION_LABEL,
+    LAUNCH_FILE,
+    USER_ID,
+    WORKER_LABEL,
+    ContainerPlan,
+    container_name,
+    end_of,
+    make_config,
+    make_launch,
+    worker_labels,
+)
+from multinode_control_plane.runners.docker_engine import (
+    ContainerState,
+    Engine,
+    EngineError,
+    NetworkState,
+    NotInEngine,
+)
+from multinode_control_plane.runners.docker_events import Deaths
+from multinode_control_plane.runners.docker_images import INSTALLATION_LABEL, Images
+from multinode_control_plane.runners.docker_output import OutputCopy, copy_output
+from multinode_control_plane.runners.log_files import LogFiles
+
+log = logging.getLogger(__name__)
+
+THREADS = 8
+"""The engine's own work does not get faster with more: 4.6 containers a second with 8, 2.5 with 16 (2 cores)."""
+SWEEP_S = 300.0
+COPY_PATIENCE_S = 5.0
+"""How long the rest of a dead container's output may take to be copied by who follows it, before it is read anew."""
+TERM_AGAIN_S = 1.0
+"""A signal in the first milliseconds of a container, before its init has handlers, is dropped by the kernel: it is sent twice."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 5.0
+
+_Arguments = ParamSpec("_Arguments")
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A worker whose container is not known to have ended."""
+
+    worker_id: str
+    log_file: Path
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when its container runs."""
+    copied: asyncio.Event = field(default_factory=asyncio.Event)
+    copy: OutputCopy | None = None
+    is_wanted: bool = True
+    """Whether ``on_end`` is to be called."""
+    is_ending: bool = False
+    stop_signal: str = ""
+    """The last one that it was sent."""
+    timers: list[asyncio.TimerHandle] = field(default_factory=list, repr=False)
+
+    @property
+    def container(self) -> str:
+        return container_name(self.worker_id)
+
+    def cancel_timers(self) -> None:
+        for timer in self.timers:
+            timer.cancel()
+        self.timers.clear()
+
+
+class DockerRunner:
+    """Makes workers as containers of ``engine``."""
+
+    name = "docker"
+    enforces: tuple[str, ...] = ("cpu", "memory")
+    unenforced_reason = ""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        engine: Engine,
+        *,
+        registry: Registry | None = None,
+        log_limit_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        self.engine = engine
+        self.bundles = Bundles(data_dir)
+        self._data_dir = data_dir
+        self.installation = _installation(data_dir)
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
+        self.images = Images(
+            data_dir / "images",
+            engine=engine,
+            do=self._do,
+            installation=self.installation,
+            registry=registry,
+        )
+        self._logs = LogFiles(data_dir / "logs")
+        self._plan = ContainerPlan(
+            installation=self.installation,
+            network=f"multinode-{self.installation}",
+            cores=engine.facts.cores,
+            log_limit_bytes=log_limit_bytes,
+        )
+        self._workers: dict[str, _Worker] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._on_end: OnEnd = lambda end: None
+        self._worker_url = ""
+        self._deaths: Deaths | None = None
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    async def _do(
+        self,
+        act: Callable[_Arguments, _Answer],
+        *args: _Arguments.args,
+        **kwargs: _Arguments.kwargs,
+    ) -> _Answer:
+        """What a blocking call returns, run in one of this runner's threads."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, partial(act, *args, **kwargs))
+
+    # --- coming up -------------------------------------------------------------------------------------
+
+    async def worker_address(self) -> WorkerAddress | None:
+        """The gateway of its network, where the engine runs on this machine. Raises InputError where it may not."""
+        facts = self.engine.facts
+        if facts.is_desktop:
+            return WorkerAddress(listen="127.0.0.1", name="host.docker.internal")
+        if facts.is_remote:
+            message = f"Containers of the Docker engine at {facts.url} may not reach this machine."
+            raise InputError(message, "Say how they can: --worker-url http://this-machine:port.")
+        gateway = (await self._network()).gateway
+        return WorkerAddress(listen=gateway, name=gateway)
+
+    async def _network(self) -> NetworkState:
+        """The network of this installation, with the subnet that it had before: workers know the gateway's address."""
+        try:
+            return await self._do(self._make_network)
+        except EngineError as error:
+            raise InputError(error.message, error.hint) from error
+
+    def _make_network(self) -> NetworkState:
+        path = self._data_dir / "network.json"
+        known = json.loads(path.read_text())["subnet"] if path.exists() else ""
+        labels = {INSTALLATION_LABEL: self.installation}
+        made = self.engine.network(self._plan.network, labels, known)
+        if made.subnet != known:
+            path.write_text(json.dumps({"subnet": made.subnet}))
+        return made
+
+    async def open(self, on_end: OnEnd, worker_url: str) -> None:
+        """Makes the folders and the network, and begins to listen to the engine."""
+        self._on_end, self._worker_url = on_end, worker_url
+        await self._network()
+        await asyncio.to_thread(self._open)
+        loop = asyncio.get_running_loop()
+        self._deaths = Deaths(
+            self.engine,
+            worker_labels(self.installation),
+            on_death=lambda worker_id: _call(loop, self._died, worker_id),
+            on_connect=lambda: _call(loop, self._connected),
+        )
+        self._deaths.start()
+
+    def _open(self) -> None:
+        self.bundles.open()
+        self.images.open()
+        self._logs.open()
+
+    # --- environments ----------------------------------------------------------------------------------
+
+    def build(self, request: BuildRequest) -> AsyncIterator[BuildEvent]:
+        """See ``Images.build``."""
+        return self.images.build(request)
+
+    async def take_image(self, digest: str, report: ImageReport) -> EnvironmentInfo:
+        """See ``Images.take``."""
+        return await self.images.take(digest, report)
+
+    # --- making workers --------------------------------------------------------------------------------
+
+    async def start(self, launch: WorkerLaunch) -> None:
+        """Makes the worker: see ``Runner.start``.
+
+        Where the engine went away in between, the container may come to be all the same; it is removed when the engine is
+        there again, and until then the control plane, which has given it up, refuses its claim code.
+        """
+        try:
+            image = self.images.info(launch.environment_digest).image
+            self.bundles.path(launch.bundle_digest)
+        except MultinodeError as error:
+            raise WorkerNotMadeError(str(error)) from error
+        worker = _Worker(launch.worker_id, self._logs.path(launch.execution_id))
+        self._workers[launch.worker_id] = worker
+        making = self._spawn(self._make(worker, launch, image))
+        try:
+            await asyncio.shield(making)
+        except EngineError as error:
+            self._workers.pop(launch.worker_id, None)
+            worker.is_ending = True
+            worker.started.set()  # for who waits to send it a signal
+            raise WorkerNotMadeError(str(error)) from error
+        except asyncio.CancelledError:  # nobody waits for it any more
+            worker.is_wanted = False
+            making.add_done_callback(lambda _: self._spawn(self._remove(worker.container)))
+            raise
+
+    async def _make(self, worker: _Worker, launch: WorkerLaunch, image: str) -> None:
+        try:
+            await self._do(self._make_container, launch, image)
+        except (
+            NotInEngine
+        ):  # its image, which a registry may have, or the network, which somebody pruned
+            await self.images.fetch(image)
+            await self._do(self._make_network)
+            await self._do(self._make_container, launch, image)
+        self._follow(worker)
+
+    def _make_container(self, launch: WorkerLaunch, image: str) -> None:
+        name = container_name(launch.worker_id)
+        content = make_launch(launch, self._worker_url).to_json().encode()
+        self.engine.create(name, make_config(self._plan, launch, image))
+        try:
+            self.engine.put_file(name, LAUNCH_FILE, content, uid=USER_ID)
+            self.engine.start(name)
+        except EngineError:
+            self.engine.remove(name)
+            raise
+
+    def _follow(self, worker: _Worker) -> None:
+        """Its container runs: copies its output, and learns of its end from that."""
+        loop = asyncio.get_running_loop()
+        worker.started.set()
+
+        def copied() -> None:
+            worker.copied.set()
+            self._died(worker.worker_id)
+
+        on_end = partial(_call, loop, copied)
+        worker.copy = OutputCopy(self.engine, worker.container, worker.log_file, on_end)
+        worker.copy.start()
+
+    # --- stopping --------------------------------------------------------------------------------------
+
+    async def stop(self, worker_id: str, grace_s: float) -> None:
+        """Asks it to end, and kills it after ``grace_s``: see ``Runner.stop``."""
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            return
+        if grace_s <= 0:
+            self._signal(worker, "SIGKILL")
+            return
+        loop = asyncio.get_running_loop()
+        self._signal(worker, "SIGTERM")
+        worker.timers += [
+            loop.call_later(TERM_AGAIN_S, self._signal, worker, "SIGTERM"),
+            loop.call_later(grace_s, self._signal, worker, "SIGKILL"),
+        ]
+
+    def _signal(self, worker: _Worker, name: str) -> None:
+        if worker.stop_signal != "SIGKILL":
+            worker.stop_signal = name
+        self._spawn(self._send(worker, worker.stop_signal))
+
+    async def _send(self, worker: _Worker, name: str) -> None:
+        await worker.started.wait()
+        try:
+            await self._do(self.engine.kill, worker.container, name)
+        except EngineError as error:  # it is sent again when the engine is there again
+            log.warning("%s", error)
+
+    async def alive(self, worker_id: str) -> bool:
+        """Whether any process of the worker is left."""
+        if worker_id in self._workers:
+            return True
+        try:
+            return (await self._do(self.engine.container, container_name(worker_id))).is_running
+        except EngineError:
+            return False
+
+    # --- after a restart -------------------------------------------------------------------------------
+
+    async def adopt(self, worker_ids: Iterable[str]) -> set[str]:
+        """Finds the workers of an earlier server by their labels: see ``Runner.adopt``."""
+        wanted = set(worker_ids)
+        adopted = set()
+        for state in await self._do(self.engine.containers, worker_labels(self.installation)):
+            worker_id = state.labels[WORKER_LABEL]
+            if worker_id in self._workers:
+                continue
+            if worker_id in wanted and state.is_running:
+                worker = _Worker(worker_id, self._log_of(state))
+                self._workers[worker_id] = worker
+                self._follow(worker)
+                adopted.add(worker_id)
+            else:
+                await self._clear(state, keeps_output=worker_id in wanted)
+        self._sweep_later()
+        return adopted
+
+    def _log_of(self, state: ContainerState) -> Path:
+        return self._logs.path(state.labels[EXECUTION_LABEL])
+
+    async def _clear(self, state: ContainerState, *, keeps_output: bool) -> None:
+        if keeps_output:
+            await self._copy_rest(state.name, self._log_of(state))
+        await self._remove(state.name)
+
+    # --- comparing -------------------------------------------------------------------------------------
+
+    def _sweep_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._sweeping = loop.call_later(SWEEP_S, lambda: self._spawn(self._compare()))
+
+    def _connected(self) -> None:
+        """The engine's events are told (again). Before ``adopt`` nothing can be compared."""
+        if self._sweeping is not None:
+            self._spawn(self._compare())
+
+    async def _compare(self) -> None:
+        """Takes notice of workers whose containers have ended, sends again what they were sent, removes what nobody wants."""
+        before = [worker for worker in self._workers.values() if worker.started.is_set()]
+        try:
+            found = await self._do(self.engine.containers, worker_labels(self.installation))
+        except EngineError as error:
+            log.warning("%s", error)
+            found = None
+        if found is not None:
+            by_id = {state.labels[WORKER_LABEL]: state for state in found}
+            for worker in before:
+                state = by_id.get(worker.worker_id)
+                if state is None or not state.is_running:
+                    self._died(worker.worker_id)
+                elif worker.stop_signal:
+                    self._signal(worker, worker.stop_signal)
+            for state in found:
+                if state.labels[WORKER_LABEL] not in self._workers:
+                    await self._remove(state.name)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweep_later()
+
+    # --- ends ------------------------------------------------------------------------------------------
+
+    def _died(self, worker_id: str) -> None:
+        worker = self._workers.get(worker_id)
+        if worker is not None and not worker.is_ending:
+            worker.is_ending = True
+            self._spawn(self._finish(worker))
+
+    async def _finish(self, worker: _Worker) -> None:
+        await worker.started.wait()
+        end = await self._end_of(worker)
+        await self._output_copied(worker)
+        self._workers.pop(worker.worker_id, None)
+        worker.cancel_timers()
+        if worker.is_wanted:
+            # Not here and now: `start` returns first, where the worker has ended before it could.
+            asyncio.get_running_loop().call_soon(self._on_end, end)
+        await self._remove(worker.container)
+
+    async def _end_of(self, worker: _Worker) -> WorkerEnd:
+        """How it ended, once the engine can say so."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                state = await self._do(self.engine.container, worker.container)
+                if not state.is_running:
+                    stderr = await self._do(self._stderr, state) if state.exit_code else ""
+                    return end_of(worker.worker_id, state, stderr)
+            except NotInEngine:
+                return WorkerEnd(worker.worker_id, detail="its container was removed")
+            except EngineError as error:
+                log.warning("%s", error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _stderr(self, state: ContainerState) -> str:
+        """What the supervisor itself said at last."""
+        kept = b""
+        for block in self.engine.output(state.name, stream="stderr"):
+            kept = (kept + block)[-4096:]
+        return kept.decode(errors="replace")
+
+    async def _output_copied(self, worker: _Worker) -> None:
+        try:
+            await asyncio.wait_for(worker.copied.wait(), COPY_PATIENCE_S)
+        except TimeoutError:
+            if worker.copy is not None:
+                worker.copy.stop()
+                await self._do(worker.copy.join, COPY_PATIENCE_S)
+            await self._copy_rest(worker.container, worker.log_file)
+
+    async def _copy_rest(self, name: str, path: Path) -> None:
+        try:
+            await self._do(copy_output, self.engine, name, path)
+        except (EngineError, OSError) as error:
+            log.warning("%s: the rest of its output is lost: %s", name, error)
+
+    async def _remove(self, name: str) -> None:
+        try:
+            await self._do(self.engine.remove, name)
+        except EngineError as error:  # the next sweep removes it
+            log.warning("%s", error)
+
+    # --- logs, the end ---------------------------------------------------------------------------------
+
+    def logs(
+        self,
+        execution_id: str,
+        attempt: int,
+        *,
+        ended: asyncio.Event | None = None,
+        tail: int | None = None,
+    ) -> AsyncIterator[LogRecord]:
+        """See ``LogFiles.records``."""
+        return self._logs.records(execution_id, attempt, ended=ended, tail=tail)
+
+    async def remove_logs(self, execution_ids: Iterable[str]) -> None:
+        """Removes the output of these executions."""
+        await self._logs.remove(execution_ids)
+
+    async def close(self) -> None:
+        """Lets go of everything; containers go on running."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        threads: list[OutputCopy | Deaths] = [self._deaths] if self._deaths else []
+        for worker in self._workers.values():
+            worker.cancel_timers()
+            threads += [worker.copy] if worker.copy else []
+        self._workers.clear()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for thread in threads:
+            thread.stop()
+        for thread in threads:
+            await asyncio.to_thread(thread.join, COPY_PATIENCE_S)
+        await asyncio.to_thread(self._pool.shutdown)
+        self._logs.close()
+        self.engine.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            error = task.exception()
+            if error is not None and not isinstance(
+                error, EngineError
+            ):  # those are told by `start`
+                log.error("an action on the engine failed", exc_info=error)
+
+
+def _installation(data_dir: Path) -> str:
+    """The id of this data folder, made when it is first asked for."""
+    path = data_dir / "installation"
+    if not path.exists():
+        data_dir.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(".installation")
+        draft.write_text(secrets.token_hex(6))
+        draft.replace(path)
+    return path.read_text().strip()
+
+
+def _call(loop: asyncio.AbstractEventLoop, act: Callable[..., None], *args: Any) -> None:
+    """Calls on the loop, from another thread; nothing happens where that is closed."""
+    try:
+        loop.call_soon_threadsafe(act, *args)
+    except RuntimeError:
+        return

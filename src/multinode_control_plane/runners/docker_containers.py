@@ -1,0 +1,127 @@
+"""A worker's container: how it is made, how it is told apart, and how its end reads. Pure: nothing here asks the engine."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+from multinode.worker.launch import Launch
+from multinode_control_plane.runners import WorkerEnd, WorkerLaunch
+from multinode_control_plane.runners.docker_engine import ContainerState
+from multinode_control_plane.runners.docker_images import INSTALLATION_LABEL
+
+WORKER_LABEL = "multinode.worker"
+EXECUTION_LABEL = "multinode.execution"
+USER_ID = 1000
+HOME = "/work"
+LAUNCH_FILE = f"{HOME}/.launch"
+PIDS_LIMIT = 2048
+"""Processes and threads of one container: enough for pools on every core, an end to a fork bomb."""
+SMALLEST_MEMORY_MIB = 6
+"""Less is refused by the engine: https://docs.docker.com/engine/containers/resource_constraints/, 2026-11-24"""
+_LOG_ROOM = 3
+"""An execution's output may take so much more room as the engine keeps it: JSON in JSON."""
+_STDERR_CHARACTERS = 500
+
+
+@dataclass(frozen=True)
+class ContainerPlan:
+    """What all containers of a runner have in common."""
+
+    installation: str
+    network: str
+    cores: int
+    log_limit_bytes: int
+
+
+def container_name(worker_id: str) -> str:
+    """The container of a worker."""
+    return f"multinode-{worker_id}"
+
+
+def worker_labels(installation: str) -> list[str]:
+    """The labels by which the installation's workers are found.
+
+    Both: containers inherit their image's labels, so that one that somebody runs by hand has the first.
+    """
+    return [f"{INSTALLATION_LABEL}={installation}", WORKER_LABEL]
+
+
+def make_config(plan: ContainerPlan, launch: WorkerLaunch, image: str) -> dict[str, Any]:
+    """The container in the engine's own JSON (https://docs.docker.com/reference/api/engine/version/v1.40/).
+
+    No secret is in it: the launch comes as a file. ``Init`` forwards signals, and reaps what the worker cannot.
+    """
+    return {
+        "Image": image,
+        "Entrypoint": ["python", "-m", "multinode.worker", "--launch-file", LAUNCH_FILE],
+        "User": f"{USER_ID}:{USER_ID}",
+        "WorkingDir": HOME,
+        "Env": [f"HOME={HOME}"],
+        "Volumes": {HOME: {}, "/tmp": {}},
+        "Labels": {
+            INSTALLATION_LABEL: plan.installation,
+            WORKER_LABEL: launch.worker_id,
+            EXECUTION_LABEL: launch.execution_id,
+        },
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": _host_config(plan, launch),
+    }
+
+
+def _host_config(plan: ContainerPlan, launch: WorkerLaunch) -> dict[str, Any]:
+    memory_bytes = max(launch.memory_mib, SMALLEST_MEMORY_MIB) << 20
+    return {
+        "NanoCpus": max(int(min(launch.cpu, plan.cores) * 1e9), 10_000_000),
+        "Memory": memory_bytes,
+        "MemorySwap": memory_bytes,  # both together: no swap
+        "PidsLimit": PIDS_LIMIT,
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges"],
+        "ReadonlyRootfs": True,
+        "Init": True,
+        "NetworkMode": plan.network,
+        "LogConfig": {
+            "Type": "json-file",
+            "Config": {"max-size": str(_LOG_ROOM * plan.log_limit_bytes), "max-file": "2"},
+        },
+    }
+
+
+def make_launch(launch: WorkerLaunch, api_url: str) -> Launch:
+    """What the worker is told. It fetches its code itself, and writes its records to its stdout."""
+    return Launch(
+        worker_id=launch.worker_id,
+        claim_code=launch.claim_code,
+        api_url=api_url,
+        work_dir=f"{HOME}/{launch.worker_id}",
+        interpreter_env=dict(launch.interpreter_env) or None,
+    )
+
+
+def end_of(worker_id: str, state: ContainerState, stderr: str) -> WorkerEnd:
+    """How a container that has ended reads as a worker's end.
+
+    An exit code above 128 is a signal that killed the supervisor: by itself it exits with 0 or 1. The engine says out of
+    memory also where only a child was killed and the supervisor went on to report it: then its exit code is 0.
+    """
+    number = state.exit_code - 128 if state.exit_code > 128 else None
+    is_out_of_memory = state.is_out_of_memory and number == signal.SIGKILL
+    exit_code = state.exit_code if number is None else None
+    if is_out_of_memory:
+        detail = f"killed: out of memory at its limit of {state.memory_mib} MiB"
+    elif number is not None:
+        detail = f"its supervisor was killed by signal {number}"
+    elif exit_code:
+        detail = f"its supervisor exited with code {exit_code}"
+    else:
+        detail = ""
+    said = stderr.strip()[-_STDERR_CHARACTERS:] if exit_code else ""
+    return WorkerEnd(
+        worker_id=worker_id,
+        detail=f"{detail}: {said}" if said else detail,
+        exit_code=exit_code,
+        signal=number,
+        out_of_memory=is_out_of_memory,
+    )

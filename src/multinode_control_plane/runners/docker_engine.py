@@ -1,0 +1,379 @@
+"""The Docker engine as the ``docker`` runner needs it: the one module that knows the ``docker`` package.
+
+Everything here blocks. What that package, and the transport below it, raise becomes an ``EngineError``, whose message says what
+failed, and its hint what to do. The engine is the one of ``DOCKER_HOST`` (with ``DOCKER_TLS_VERIFY`` and ``DOCKER_CERT_PATH``), else
+that of the docker command's current context.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from multinode.wire import Registry
+
+if TYPE_CHECKING:
+    import docker
+
+TIMEOUT_S = 60.0
+"""How long an answer may take, streams apart."""
+CONNECTIONS = 64
+"""Kept open; each container's log takes one of its own while it is followed."""
+OLDEST_API = (1, 40)
+"""Docker 19.03: the first whose ``init``, log limits and events are as they are used here."""
+
+
+class EngineError(Exception):
+    """Something that the engine did not do. ``message`` is a sentence, ``hint`` another one on what to do."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message} {hint}".strip())
+        self.message = message
+        self.hint = hint
+
+
+class EngineAway(EngineError):
+    """No engine answers, it may not be used, or it went away in between: what was asked may have been done."""
+
+
+class NotInEngine(EngineError):
+    """There is no such container, image or network."""
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What an engine says of itself."""
+
+    url: str
+    version: str
+    platform: str
+    """``linux/amd64``."""
+    cores: int
+    memory_mib: int
+    is_desktop: bool
+    """Docker Desktop: containers reach this machine's loopback as ``host.docker.internal``."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it may run on another machine."""
+        return not self.url.startswith(("unix://", "http+unix://", "npipe://"))
+
+
+@dataclass(frozen=True)
+class ContainerState:
+    """A container as the engine has it. ``status`` is ``created``, ``running``, ``exited``, …"""
+
+    name: str
+    labels: Mapping[str, str]
+    status: str
+    exit_code: int = 0
+    is_out_of_memory: bool = False
+    memory_mib: int = 0
+    """Its limit."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether processes of it live."""
+        return self.status in ("running", "paused", "restarting", "removing")
+
+
+@dataclass(frozen=True)
+class ImageState:
+    """An image that is in the engine."""
+
+    image_id: str
+    labels: Mapping[str, str]
+    size_bytes: int
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NetworkState:
+    """A bridge network. ``gateway`` is this machine's address in it."""
+
+    name: str
+    subnet: str
+    gateway: str
+
+
+class Engine:
+    """A connection to an engine; from any thread."""
+
+    def __init__(self, api: docker.APIClient, facts: EngineFacts) -> None:
+        self._api = api
+        self.facts = facts
+
+    @classmethod
+    def connect(cls, environ: Mapping[str, str], timeout_s: float = TIMEOUT_S) -> Engine:
+        """The engine, once it has answered. Raises EngineAway where none does within ``timeout_s``, or it is too old."""
+        api, url = _client(environ, timeout_s)
+        with _told("The Docker engine cannot be asked about itself."):
+            version, info = api.version(), api.info()
+        api.timeout = TIMEOUT_S
+        if tuple(map(int, str(version["ApiVersion"]).split("."))) < OLDEST_API:
+            message = f"The Docker engine at {url} is {version['Version']}, which is too old."
+            raise EngineAway(message, "Install Docker 19.03 or later.")
+        facts = EngineFacts(
+            url=url,
+            version=version["Version"],
+            platform=f"{version['Os']}/{version['Arch']}",
+            cores=int(info["NCPU"]),
+            memory_mib=int(info["MemTotal"]) >> 20,
+            is_desktop=info.get("OperatingSystem") == "Docker Desktop",
+        )
+        return cls(api, facts)
+
+    def close(self) -> None:
+        """Lets go of its connections."""
+        self._api.close()
+
+    # --- containers ------------------------------------------------------------------------------------
+
+    def create(self, name: str, config: Mapping[str, Any]) -> None:
+        """Makes a container from the engine's own JSON. Raises NotInEngine where its image is not there."""
+        with _told(f"The container {name} could not be made."):
+            self._api.create_container_from_config(dict(config), name)
+
+    def put_file(self, name: str, path: str, content: bytes, *, uid: int) -> None:
+        """Puts a file that only ``uid`` can read into a container that was made; its folder has to be a volume."""
+        folder, _, file_name = path.rpartition("/")
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            item = tarfile.TarInfo(file_name)
+            item.size, item.mode, item.uid, item.gid = len(content), 0o400, uid, uid
+            tar.addfile(item, io.BytesIO(content))
+        with _told(f"The container {name} could not be given its launch."):
+            self._api.put_archive(name, folder, packed.getvalue())
+
+    def start(self, name: str) -> None:
+        """Starts a container that was made."""
+        with _told(f"The container {name} could not be started."):
+            self._api.start(name)
+
+    def kill(self, name: str, signal: str) -> None:
+        """Sends a signal; nothing happens where it does not run any more."""
+        with suppress(NotInEngine), _told(f"The container {name} could not be sent {signal}."):
+            self._api.kill(name, signal)
+
+    def remove(self, name: str) -> None:
+        """Kills and removes a container with its volumes; one that is gone is no error."""
+        with suppress(NotInEngine), _told(f"The container {name} could not be removed."):
+            self._api.remove_container(name, v=True, force=True)
+
+    def container(self, name: str) -> ContainerState:
+        """A container by its name. Raises NotInEngine."""
+        with _told(f"The container {name} could not be looked at."):
+            found = self._api.inspect_container(name)
+        state = found["State"]
+        return ContainerState(
+            name=name,
+            labels=found["Config"]["Labels"] or {},
+            status=state["Status"],
+            exit_code=state["ExitCode"],
+            is_out_of_memory=state["OOMKilled"],
+            memory_mib=found["HostConfig"]["Memory"] >> 20,
+        )
+
+    def containers(self, labels: list[str]) -> list[ContainerState]:
+        """All that carry the labels (``name`` or ``name=value``), whatever their state; without what only ``container`` tells."""
+        with _told("The containers could not be listed."):
+            found = self._api.containers(all=True, filters={"label": labels})
+        return [
+            ContainerState(item["Names"][0].lstrip("/"), item["Labels"], item["State"])
+            for item in found
+            if item["Names"]  # one that is being removed has none
+        ]
+
+    def output(self, name: str, *, stream: str = "stdout", follow: bool = False) -> Stream:
+        """What a container has written, block by block; with ``follow`` until it ends."""
+        with _told(f"The output of {name} could not be read."):
+            blocks = self._api.logs(
+                name,
+                stdout=stream == "stdout",
+                stderr=stream == "stderr",
+                stream=True,
+                follow=follow,
+            )
+        return Stream(blocks, f"The output of {name} could not be read on.")
+
+    def events(self, labels: list[str], names: list[str]) -> Stream:
+        """Events of these kinds of the containers that carry the labels, as the engine's own JSON, from a moment ago on.
+
+        The engine answers before it listens to itself, so what falls in between is asked for with ``since``.
+        """
+        with _told("The engine's events cannot be had."):
+            now = _whole_seconds(self._api.info()["SystemTime"])
+            filters = {"type": "container", "event": names, "label": labels}
+            events = self._api.events(since=now - 1, filters=filters, decode=True)
+        return Stream(events, "The engine's events cannot be had any more.")
+
+    # --- network ---------------------------------------------------------------------------------------
+
+    def network(self, name: str, labels: Mapping[str, str], subnet: str = "") -> NetworkState:
+        """The bridge network of this name, made where it is missing, with ``subnet`` where that is known.
+
+        Containers in it do not reach each other.
+        """
+        with _told(f"The network {name} could not be made."):
+            if not self._api.networks(names=[f"^{name}$"]):
+                self._api.create_network(
+                    name,
+                    driver="bridge",
+                    ipam={"Driver": "default", "Config": [{"Subnet": subnet}]} if subnet else None,
+                    labels=dict(labels),
+                    check_duplicate=True,
+                    options={"com.docker.network.bridge.enable_icc": "false"},
+                )
+            found = self._api.inspect_network(name)
+        config: dict[str, str] = next(iter(found["IPAM"]["Config"] or []), {})
+        return NetworkState(name, config.get("Subnet", ""), config.get("Gateway", ""))
+
+    def remove_network(self, name: str) -> None:
+        """Removes a network that no container is in; one that is gone is no error."""
+        with suppress(NotInEngine), _told(f"The network {name} could not be removed."):
+            self._api.remove_network(name)
+
+    # --- images ----------------------------------------------------------------------------------------
+
+    def image(self, name: str) -> ImageState:
+        """An image by its id or ``repository@sha256:…``. Raises NotInEngine."""
+        with _told(f"The image {name} could not be looked at."):
+            found = self._api.inspect_image(name)
+        labels = (found.get("Config") or {}).get("Labels") or {}
+        return ImageState(found["Id"], labels, found["Size"], tuple(found["RepoTags"] or ()))
+
+    def images(self, label: str) -> list[ImageState]:
+        """All that carry the label."""
+        with _told("The images could not be listed."):
+            found = self._api.images(filters={"label": label})
+        return [
+            ImageState(
+                item["Id"], item["Labels"] or {}, item["Size"], tuple(item["RepoTags"] or ())
+            )
+            for item in found
+        ]
+
+    def pull(self, image: str, registry: Registry) -> None:
+        """Fetches ``repository@sha256:…``. Raises EngineError with the registry's words."""
+        repository, _, digest = image.partition("@")
+        login = {"username": registry.username, "password": registry.key}
+        # Without `stream`, docker-py joins the progress and hides an error that comes in the middle of it.
+        with _told(f"The image {image} could not be pulled."):
+            for event in self._api.pull(
+                repository,
+                tag=digest,
+                stream=True,
+                decode=True,
+                auth_config=login if registry.username else {},
+            ):
+                if "error" in event:
+                    message = f"The image {image} could not be pulled: {event['error']}."
+                    raise EngineError(
+                        message, "Is the registry as the control plane's settings say?"
+                    )
+
+    def remove_image(self, image_id: str) -> None:
+        """Removes an image with its names. Raises EngineError where a container uses it; one that is gone is no error."""
+        with suppress(NotInEngine), _told(f"The image {image_id} could not be removed."):
+            for tag in self.image(image_id).tags:
+                self._api.remove_image(tag)
+        with suppress(NotInEngine), _told(f"The image {image_id} could not be removed."):
+            self._api.remove_image(image_id)
+
+
+class Stream:
+    """Something that the engine goes on telling. Raises EngineError where it breaks off; where that is not seen, it just ends."""
+
+    def __init__(self, items: Any, what: str) -> None:
+        self._items = items
+        self._what = what
+
+    def __iter__(self) -> Iterator[Any]:
+        """Items until the end, or until ``close``."""
+        with _told(self._what):
+            yield from self._items
+
+    def close(self) -> None:
+        """Ends it, from another thread. Over ssh nothing can: then it ends with the process."""
+        with suppress(EngineError, AttributeError), _told(self._what):
+            self._items.close()
+
+
+def _client(environ: Mapping[str, str], timeout_s: float) -> tuple[docker.APIClient, str]:
+    import docker  # not at the top: it costs 60 ms, and only this runner needs it
+
+    url = environ.get("DOCKER_HOST") or ""
+    with _told(f"No Docker engine answers at {url or 'its usual place'}.", is_first=True):
+        settings: dict[str, Any] = docker.utils.kwargs_from_env(environment=dict(environ))
+        if not url:
+            settings = _of_context()
+        settings.setdefault("base_url", "unix:///var/run/docker.sock")
+        api = docker.APIClient(
+            version="auto", timeout=timeout_s, max_pool_size=CONNECTIONS, **settings
+        )
+    return api, url or str(settings["base_url"])
+
+
+def _of_context() -> dict[str, Any]:
+    """The engine of the docker command's current context (``docker context use``)."""
+    from docker.context import ContextAPI
+
+    context = ContextAPI.get_current_context()
+    if context is None or not context.Host:
+        return {}
+    return {"base_url": context.Host, **({"tls": context.TLSConfig} if context.TLSConfig else {})}
+
+
+@contextmanager
+def _told(what: str, *, is_first: bool = False) -> Iterator[None]:
+    """Turns what the docker package and its transport raise into our own errors; ``what`` is a sentence."""
+    import docker.errors
+    import requests.exceptions
+    import urllib3.exceptions
+
+    try:
+        yield
+    except docker.errors.NotFound as error:
+        raise NotInEngine(_with_reason(what, error.explanation or "")) from error
+    except docker.errors.APIError as error:
+        reason = str(error.explanation or error)
+        if error.status_code == 409 and "is not running" in reason:
+            raise NotInEngine(_with_reason(what, reason)) from error
+        raise EngineError(_with_reason(what, reason)) from error
+    except (
+        docker.errors.DockerException,
+        requests.exceptions.RequestException,
+        urllib3.exceptions.HTTPError,
+        OSError,
+        ValueError,
+    ) as error:
+        raise _away(what, error, is_first=is_first) from error
+
+
+def _away(what: str, error: Exception, *, is_first: bool) -> EngineAway:
+    text = str(error)
+    if "PermissionError" in text or "Permission denied" in text:
+        message = "This user may not use the Docker engine (permission denied on its socket)."
+        return EngineAway(message, "Add the user to the group docker, and log in again.")
+    if "paramiko" in text:
+        message = "DOCKER_HOST=ssh://… needs the package paramiko, which is not installed."
+        return EngineAway(message, "Install it: pip install 'docker[ssh]'.")
+    if is_first:
+        return EngineAway(what, "Start Docker, or set DOCKER_HOST to where it listens.")
+    return EngineAway(f"{what} The Docker engine does not answer.", "Is it running?")
+
+
+def _with_reason(what: str, reason: str) -> str:
+    reason = reason.strip().rstrip(".")
+    return f"{what[:-1]}: {reason}." if reason else what
+
+
+def _whole_seconds(at: str) -> int:
+    """Unix time of the engine's ``2026-11-24T08:00:00.123456789Z``, or of another zone."""
+    return int(datetime.fromisoformat(re.sub(r"\.\d+", "", at).replace("Z", "+00:00")).timestamp())
