@@ -52,13 +52,13 @@ class Record:
 class FakeControlPlane:
     """Give it assignments; it remembers what their workers say. All methods may be called from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self.records: Dict[str, Record] = {}
         self.bundles: Dict[str, bytes] = {}
         self.changed = threading.Condition()
         self._ids = itertools.count(1)
         self._server: Optional[_Server] = None
-        self._port = 0
+        self._host, self._port = host, 0
 
     def __enter__(self) -> "FakeControlPlane":
         self.come_back()
@@ -69,7 +69,7 @@ class FakeControlPlane:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{self._host}:{self._port}"
 
     def assign(self, assignment: wire.Assignment, **launch: Any) -> Launch:
         """A launch whose claim code gives ``assignment``; token and ids are made up where they are empty."""
@@ -121,7 +121,7 @@ class FakeControlPlane:
 
     def come_back(self) -> None:
         """Listens again, on the same port; what was known is still known."""
-        self._server = _Server(self, self._port)
+        self._server = _Server(self, self._host, self._port)
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -201,11 +201,11 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, plane: FakeControlPlane, port: int) -> None:
+    def __init__(self, plane: FakeControlPlane, host: str, port: int) -> None:
         self.plane = plane
         self.closing = False
         self.connections: List[socket.socket] = []
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__((host, port), _Handler)
 
     def get_request(self) -> Any:
         request, address = super().get_request()

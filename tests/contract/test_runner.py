@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import signal
 import sys
 import tarfile
@@ -20,15 +21,25 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from tests.contract.docker_stage import (
+    Containers,
+    SharingRunner,
+    make_environment,
+    remove_environment,
+)
 from tests.fake_control_plane import FakeControlPlane
+from tests.hand_made_image import needs_engine
 
 from multinode.codec import encode_input
 from multinode.wire import Assignment, BuildRequest, EnvironmentSpec
 from multinode_control_plane.runners import WorkerLaunch, WorkerNotMadeError
+from multinode_control_plane.runners.docker_engine import Engine
 from multinode_control_plane.runners.process import ProcessRunner
 from multinode_control_plane.runners.worker_processes import is_held, is_living
 
-RUNNERS = ["process"]
+RUNNERS = ["process", "docker"]
+ONLY_PROCESS = pytest.mark.parametrize("stage", ["process"], indirect=True)
+"""What others do not have: starters, cgroups of their own making, and environments that can be broken."""
 WAIT_S = 20.0
 
 MAIN = '''
@@ -170,9 +181,12 @@ class Stage:
         self.runner = None
         self.ends = None
 
+    def make_runner(self):
+        return ProcessRunner(self.data_dir)
+
     @asynccontextmanager
     async def opened(self, *adopted):
-        self.runner = ProcessRunner(self.data_dir)
+        self.runner = self.make_runner()
         self.ends = Ends()
         await self.runner.open(self.ends, self.plane.url)
         self.adopted = await self.runner.adopt(adopted)
@@ -185,6 +199,7 @@ class Stage:
         async def chunks():
             yield BUNDLE
 
+        self.plane.bundles[BUNDLE_DIGEST] = BUNDLE
         await self.runner.bundles.put(BUNDLE_DIGEST, chunks())
 
     def launch(self, function, *args, **changes):
@@ -201,7 +216,7 @@ class Stage:
             grace_s=60.0,
             memory_mib=changes.get("memory_mib", 256),
         )
-        known = self.plane.assign(assignment)
+        known = self.plane.assign(assignment, worker_id=f"wrk-{secrets.token_hex(4)}")
         record = self.plane.record(known.worker_id)
         return WorkerLaunch(
             **{
@@ -235,6 +250,53 @@ class Stage:
         path = self.data_dir / "workers" / f"{launch.worker_id}.json"
         return json.loads(path.read_text())
 
+    def pid(self, launch, marker):
+        """The process whose pid the function wrote into ``marker``, as this machine knows it."""
+        return int(marker.read_text())
+
+    def work_dir(self, launch):
+        return str(self.data_dir / "work" / launch.worker_id)
+
+    def has_ended(self, launch):
+        """Whether a runner that is opened now would see that the worker is gone.
+
+        Its first process's death is not enough: its threads end later, and with the last of them its lock is free.
+        """
+        return not is_held(self.data_dir / "workers" / f"{launch.worker_id}.json")
+
+    def left(self):
+        """What there is of workers."""
+        return [path for name in ("workers", "work") for path in (self.data_dir / name).iterdir()]
+
+
+class DockerStage(Stage):
+    """The same with containers, which see the data folder (the test's ``tmp_path``) under its own path."""
+
+    def __init__(self, data_dir, environment, plane):
+        super().__init__(data_dir, environment, plane)
+        self.containers = Containers(data_dir)
+        self.volumes = set()
+
+    def make_runner(self):
+        runner = SharingRunner(self.data_dir, Engine.connect(os.environ), self.data_dir)
+        runner.volumes = self.volumes
+        return runner
+
+    def supervisor(self, launch):
+        return {"pid": self.containers.pid(launch.worker_id)}
+
+    def pid(self, launch, marker):
+        return self.containers.host_pid(launch.worker_id, int(marker.read_text()))
+
+    def work_dir(self, launch):
+        return f"/work/{launch.worker_id}"
+
+    def has_ended(self, launch):
+        return not self.containers.is_running(launch.worker_id)
+
+    def left(self):
+        return self.containers.left()
+
 
 async def until(fact, timeout_s=WAIT_S):
     deadline = time.monotonic() + timeout_s
@@ -260,8 +322,37 @@ def environment(tmp_path_factory):
     return folder / "environments", asyncio.run(main())
 
 
+@pytest.fixture(scope="session")
+def docker_environment(tmp_path_factory):
+    needs_engine()
+    made = make_environment(tmp_path_factory.mktemp("docker"))
+    yield made
+    remove_environment(made)
+
+
 @pytest.fixture(params=RUNNERS)
-def stage(request, tmp_path, environment):
+def stage(request, tmp_path):
+    name = "docker_stage" if request.param == "docker" else "process_stage"
+    return request.getfixturevalue(name)
+
+
+@pytest.fixture
+def docker_stage(tmp_path, docker_environment):
+    docker_environment.lend(tmp_path)
+    tmp_path.chmod(0o777)
+    threads = threading.active_count()
+    with FakeControlPlane(docker_environment.gateway) as plane:
+        stage = DockerStage(tmp_path, docker_environment.digest, plane)
+        yield stage
+    left, volumes = stage.containers.left(), stage.containers.volumes()
+    stage.containers.close()
+    assert not left, "containers were left behind"
+    assert not volumes & stage.volumes, "volumes were left behind"
+    assert threading.active_count() <= threads
+
+
+@pytest.fixture
+def process_stage(tmp_path, environment):
     folder, digest = environment
     (tmp_path / "environments").symlink_to(folder)
     threads = threading.active_count()
@@ -307,8 +398,7 @@ def test_a_worker_runs_and_its_end_is_told(stage):
             assert (end.exit_code, end.signal, end.detail) == (0, None, "")
             assert stage.plane.record(launch.worker_id).end.outcome == "succeeded"
             assert not await stage.runner.alive(launch.worker_id)
-            await until(lambda: not list((stage.data_dir / "workers").iterdir()))
-            await until(lambda: not list((stage.data_dir / "work").iterdir()))
+            await until(lambda: not stage.left())
 
     asyncio.run(main())
 
@@ -322,7 +412,7 @@ def test_a_worker_sees_its_bundle_and_none_of_the_servers_secrets(stage, monkeyp
             await stage.ends.of(launch.worker_id)
             result = stage.plane.record(launch.worker_id).end.result
             assert "here" in result
-            assert str(stage.data_dir / "work" / launch.worker_id) in result
+            assert stage.work_dir(launch) in result
             assert "AWS_SECRET" not in result
 
     asyncio.run(main())
@@ -408,7 +498,7 @@ def test_stop_without_grace_kills_at_once_and_all_of_it(stage, tmp_path):
         async with stage.opened():
             marker = tmp_path / "marker"
             launch = await stage.start_and_wait_for(marker, "spawn", str(marker))
-            grandchild = int(marker.read_text())
+            grandchild = stage.pid(launch, marker)
             asked_at = time.monotonic()
             await stage.runner.stop(launch.worker_id, 0.0)
             assert (await stage.ends.of(launch.worker_id)).signal == signal.SIGKILL
@@ -435,7 +525,7 @@ def test_a_killed_worker_is_noticed_within_a_second_and_nothing_of_it_is_left(st
         async with stage.opened():
             marker = tmp_path / "marker"
             launch = await stage.start_and_wait_for(marker, "spawn", str(marker))
-            grandchild = int(marker.read_text())
+            grandchild = stage.pid(launch, marker)
             killed_at = time.monotonic()
             os.kill(stage.supervisor(launch)["pid"], signal.SIGKILL)
             end = await stage.ends.of(launch.worker_id)
@@ -452,6 +542,7 @@ def test_workers_outlive_the_runner_and_are_adopted(stage, tmp_path):
         marker = tmp_path / "marker"
         async with stage.opened():
             launch = await stage.start_and_wait_for(marker, "spawn", str(marker))
+            grandchild = stage.pid(launch, marker)
         async with stage.opened(launch.worker_id, "wrk-unknown"):
             assert stage.adopted == {launch.worker_id}
             assert await stage.runner.alive(launch.worker_id)
@@ -460,7 +551,7 @@ def test_workers_outlive_the_runner_and_are_adopted(stage, tmp_path):
             end = await stage.ends.of(launch.worker_id)
             assert (end.signal, end.detail) == (9, "its supervisor was killed by signal 9")
             assert stage.ends.at[launch.worker_id] - killed_at < 1
-            assert not is_living(int(marker.read_text()))
+            assert not is_living(grandchild)
 
     asyncio.run(main())
 
@@ -484,12 +575,12 @@ def test_workers_that_are_not_known_any_more_are_killed(stage, tmp_path):
         marker = tmp_path / "marker"
         async with stage.opened():
             launch = await stage.start_and_wait_for(marker, "spawn", str(marker))
-            supervisor = stage.supervisor(launch)["pid"]
+            supervisor, grandchild = stage.supervisor(launch)["pid"], stage.pid(launch, marker)
         async with stage.opened():
             assert stage.adopted == set()
             await until(lambda: not is_living(supervisor))
-            await until(lambda: not is_living(int(marker.read_text())))
-            await until(lambda: not list((stage.data_dir / "workers").iterdir()))
+            await until(lambda: not is_living(grandchild))
+            await until(lambda: not stage.left())
             assert stage.ends.ends == {}
 
     asyncio.run(main())
@@ -502,17 +593,16 @@ def test_a_worker_that_ended_while_no_runner_was_there_is_not_adopted(stage, tmp
             launch = await stage.start_and_wait_for(marker, "sleep", str(marker))
             supervisor = stage.supervisor(launch)["pid"]
         os.kill(supervisor, signal.SIGKILL)
-        # Dead is not enough: its threads end after its first one, and with the last its lock is free.
-        await until(lambda: not is_held(stage.data_dir / f"workers/{launch.worker_id}.json"))
+        await until(lambda: stage.has_ended(launch))
         async with stage.opened(launch.worker_id):
             assert stage.adopted == set()
             assert not await stage.runner.alive(launch.worker_id)
-            assert not list((stage.data_dir / "workers").iterdir())
-            assert not list((stage.data_dir / "work").iterdir())
+            assert not stage.left()
 
     asyncio.run(main())
 
 
+@ONLY_PROCESS
 def test_workers_outlive_a_killed_starter_and_their_ends_are_told(stage, tmp_path):
     async def main():
         async with stage.opened():
@@ -532,6 +622,7 @@ def test_workers_outlive_a_killed_starter_and_their_ends_are_told(stage, tmp_pat
     asyncio.run(main())
 
 
+@ONLY_PROCESS
 def test_a_worker_of_a_killed_starter_is_adopted(stage, tmp_path):
     async def main():
         marker = tmp_path / "marker"
@@ -547,6 +638,7 @@ def test_a_worker_of_a_killed_starter_is_adopted(stage, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells of them")
+@ONLY_PROCESS
 def test_nothing_is_left_where_starter_and_supervisor_are_killed(stage, tmp_path):
     async def main():
         async with stage.opened():
@@ -567,6 +659,7 @@ def test_nothing_is_left_where_starter_and_supervisor_are_killed(stage, tmp_path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells of them")
+@ONLY_PROCESS
 def test_what_was_left_while_no_runner_was_there_is_killed_at_the_next_start(stage, tmp_path):
     async def main():
         marker = tmp_path / "marker"
@@ -669,6 +762,7 @@ def test_a_busy_loop_gets_the_cpu_that_it_was_given(stage, fresh):
     asyncio.run(main())
 
 
+@ONLY_PROCESS
 def test_a_worker_that_is_out_of_cpu_hears_its_supervisor_all_the_same(stage, tmp_path):
     async def main():
         async with stage.opened():
@@ -690,6 +784,7 @@ def test_a_worker_that_is_out_of_cpu_hears_its_supervisor_all_the_same(stage, tm
     asyncio.run(main())
 
 
+@ONLY_PROCESS
 def test_an_adopted_worker_keeps_its_limits_and_no_cgroup_is_left(stage, tmp_path):
     async def main():
         marker = tmp_path / "marker"
@@ -732,6 +827,7 @@ def test_what_is_not_here_is_a_worker_that_is_not_made(stage, missing):
     asyncio.run(main())
 
 
+@ONLY_PROCESS
 @pytest.mark.parametrize("python", ["#!/bin/sh\necho it is broken >&2; exit 1\n", None])
 def test_a_broken_environment_is_a_worker_that_is_not_made(stage, tmp_path, python):
     broken = "b" * 64

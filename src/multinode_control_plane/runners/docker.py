@@ -72,6 +72,7 @@ THREADS = 8
 SWEEP_S = 300.0
 COPY_PATIENCE_S = 5.0
 """How long the rest of a dead container's output may take to be copied by who follows it, before it is read anew."""
+CLOSE_PATIENCE_S = 5.0
 TERM_AGAIN_S = 1.0
 """A signal in the first milliseconds of a container, before its init has handlers, is dropped by the kernel: it is sent twice."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 5.0
@@ -143,6 +144,8 @@ class DockerRunner:
         )
         self._workers: dict[str, _Worker] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._removing: set[asyncio.Task[Any]] = set()
+        """Of these tasks those that `close` waits for."""
         self._on_end: OnEnd = lambda end: None
         self._worker_url = ""
         self._deaths: Deaths | None = None
@@ -258,13 +261,17 @@ class DockerRunner:
     def _make_container(self, launch: WorkerLaunch, image: str) -> None:
         name = container_name(launch.worker_id)
         content = make_launch(launch, self._worker_url).to_json().encode()
-        self.engine.create(name, make_config(self._plan, launch, image))
+        self.engine.create(name, self.container_config(launch, image))
         try:
             self.engine.put_file(name, LAUNCH_FILE, content, uid=USER_ID)
             self.engine.start(name)
         except EngineError:
             self.engine.remove(name)
             raise
+
+    def container_config(self, launch: WorkerLaunch, image: str) -> dict[str, Any]:
+        """The worker's container in the engine's own JSON."""
+        return make_config(self._plan, launch, image)
 
     def _follow(self, worker: _Worker) -> None:
         """Its container runs: copies its output, and learns of its end from that."""
@@ -396,7 +403,9 @@ class DockerRunner:
         if worker.is_wanted:
             # Not here and now: `start` returns first, where the worker has ended before it could.
             asyncio.get_running_loop().call_soon(self._on_end, end)
-        await self._remove(worker.container)
+        removing = self._spawn(self._remove(worker.container))
+        self._removing.add(removing)
+        removing.add_done_callback(self._removing.discard)
 
     async def _end_of(self, worker: _Worker) -> WorkerEnd:
         """How it ended, once the engine can say so."""
@@ -463,18 +472,21 @@ class DockerRunner:
         """Lets go of everything; containers go on running."""
         if self._sweeping is not None:
             self._sweeping.cancel()
+            self._sweeping = None
         threads: list[OutputCopy | Deaths] = [self._deaths] if self._deaths else []
         for worker in self._workers.values():
             worker.cancel_timers()
             threads += [worker.copy] if worker.copy else []
         self._workers.clear()
+        if self._removing:
+            await asyncio.wait(self._removing, timeout=CLOSE_PATIENCE_S)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for thread in threads:
             thread.stop()
         for thread in threads:
-            await asyncio.to_thread(thread.join, COPY_PATIENCE_S)
+            await asyncio.to_thread(thread.join, CLOSE_PATIENCE_S)
         await asyncio.to_thread(self._pool.shutdown)
         self._logs.close()
         self.engine.close()

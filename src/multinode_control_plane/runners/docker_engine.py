@@ -80,7 +80,7 @@ class ContainerState:
     @property
     def is_running(self) -> bool:
         """Whether processes of it live."""
-        return self.status in ("running", "paused", "restarting", "removing")
+        return self.status in ("running", "paused", "restarting")
 
 
 @dataclass(frozen=True)
