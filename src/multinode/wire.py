@@ -476,6 +476,14 @@ class ServerInfo(Record):
     """Why ``enforces`` is not all."""
 
 
+class Collected(Record):
+    """Something that no version used, and was removed: ``kind`` is ``environment``, ``image`` or ``bundle``."""
+
+    kind: str
+    name: str
+    size_bytes: int
+
+
 class StopRequest(Record):
     """Body of ``POST /v1/server/stop``.
 

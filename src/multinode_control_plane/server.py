@@ -31,6 +31,7 @@ from multinode.errors import Conflict, InputError, MultinodeError, StorageFull
 from multinode_control_plane import migrations, model
 from multinode_control_plane.api.border import Border, KnownHosts
 from multinode_control_plane.api.calls import ControlPlane
+from multinode_control_plane.api.installation import collect
 from multinode_control_plane.api.routes import WORKER_ENDPOINTS, make_app
 from multinode_control_plane.runners import Runner
 from multinode_control_plane.runners.choice import choose
@@ -45,6 +46,7 @@ log = logging.getLogger("multinode")
 
 LOCAL_KEY = "local"
 SWITCH_S = 0.0005
+COLLECT_S = 3600.0
 KEEP_ALIVE_S = 75
 """Longer than clients leave a connection idle, so that it is rarely closed under a request."""
 
@@ -244,6 +246,7 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
     servers = [_Serving(make_app(plane, known_hosts(settings)), listener)]
     if door is not None:
         servers.append(_Serving(make_app(plane, door.hosts, WORKER_ENDPOINTS), door.listener))
+    collecting = asyncio.get_running_loop().create_task(_collect_regularly(plane))
     server_file = settings.home / "server.json"
     _handle_signals(stop, foreground=foreground)
     write_private(server_file, _server_file(settings, url, local.key, choice.reason))
@@ -258,11 +261,24 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
     try:
         await _until_stopped(plane, stop, foreground=foreground)
     finally:
+        collecting.cancel()
         store.changes.fire_all()
         for serving in servers:
             await serving.end()
         await scheduler.close()
         server_file.unlink(missing_ok=True)
+
+
+async def _collect_regularly(plane: ControlPlane) -> None:
+    """Removes every hour what no version has used for long."""
+    while True:
+        await asyncio.sleep(COLLECT_S)
+        try:
+            unused_s = plane.context.settings.keep_unused_s
+            done = await collect(plane, unused_s=unused_s, dry_run=False)
+            log.info("removed %d things that no version uses", len(done))
+        except Exception:  # the outermost edge: the next hour tries again
+            log.exception("what no version uses could not be removed")
 
 
 async def _until_stopped(plane: ControlPlane, stop: Stop, *, foreground: bool) -> None:

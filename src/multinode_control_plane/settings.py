@@ -41,7 +41,7 @@ class Settings:
     worker_url: str | None
     capacity: Capacity
     """Until the runner is chosen: of this machine; with Docker, the engine's may be another (see `with_room_of`)."""
-    asked_capacity: str | None = None
+    asked_capacity: str | None = field(default=None, compare=False)
     allow_process: bool = False
     allowed_hosts: tuple[str, ...] = ()
     """Further names by which requests may call this server, without port."""
@@ -52,6 +52,7 @@ class Settings:
     grace_s: float = 120.0
     silence_s: float = 30.0
     unreachable_s: float = 300.0
+    keep_unused_s: float = 7 * 24 * 3600.0
     max_values: int = 100_000
     max_values_bytes: int = 256 * 1024 * 1024
     log_limit_bytes: int = 64 * 1024 * 1024
@@ -73,6 +74,7 @@ _SPANS = {
     "grace": "seconds that a cancelled or timed out function has to clean up",
     "silence": "seconds without a word from a worker before the runner is asked for it",
     "unreachable": "seconds of silence of a worker that lives before it is stopped",
+    "keep_unused": "seconds that environments, images and bundles which no version uses are kept",
 }
 _SIZES = {
     "max_values": "newest yielded values that an invocation keeps",

@@ -72,6 +72,7 @@ IN_PROJECT = each(DONE, foreign=NOT_SEEN)
 RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/server"): Rule("/v1/server", "read"),
     ("POST", "/v1/server/stop"): Rule("/v1/server/stop", "admin", INVALID, {"mode": "nonsense"}),
+    ("POST", "/v1/server/gc"): Rule("/v1/server/gc?dry_run=1", "admin"),
     ("GET", "/v1/keys"): Rule("/v1/keys", "admin"),
     ("POST", "/v1/keys"): Rule("/v1/keys", "admin", BAD_NAME, {"name": "", "role": "read"}),
     ("DELETE", "/v1/keys/{name}"): Rule("/v1/keys/nobody", "admin", (404, "key_not_found")),
@@ -83,6 +84,15 @@ RULES: dict[tuple[str, str], Rule] = {
     ),
     ("POST", PROJECT + "/environments"): Rule(
         "/v1/projects/No!/environments", "deploy", BAD_NAME, {"spec": {}}
+    ),
+    ("PUT", PROJECT + "/environments/{digest}"): Rule(
+        "/v1/projects/No!/environments/d",
+        "deploy",
+        BAD_NAME,
+        {
+            "spec": {}, "sdk_digest": "", "image": "", "python_served": "", "packages": [],
+            "base_image": "", "warnings": [],
+        },
     ),
     ("POST", PROJECT + "/describe"): Rule(
         "/v1/projects/No!/describe", "deploy", BAD_NAME, REGISTER

@@ -72,6 +72,9 @@ class ToldRunner:
     async def adopt(self, worker_ids: Any) -> set[str]:
         return set(worker_ids) & self.living
 
+    async def stored(self, in_use: Any) -> list[Any]:
+        return []
+
     async def remove_logs(self, execution_ids: Any) -> None:
         pass
 

@@ -168,7 +168,7 @@ class Installation:
     def environ(self) -> dict[str, str]:
         """The environment of commands."""
         kept = {name: text for name, text in os.environ.items() if not name.startswith("MULTINODE")}
-        return {**kept, "MULTINODE_HOME": str(self.home)}
+        return {**kept, "MULTINODE_HOME": str(self.home), "MULTINODE_RUNNER": "process"}
 
     def known(self) -> dict[str, Any]:
         """``server.json``."""

@@ -11,7 +11,7 @@ import typer
 
 from multinode.client import Client
 from multinode.errors import InputError
-from multinode.wire import Empty, ServerInfo, StopRequest, to_plain
+from multinode.wire import Collected, Empty, ServerInfo, StopRequest, to_plain
 from multinode_cli.commands import local_server
 from multinode_cli.commands.frame import Answer, Commands, Session
 from multinode_cli.commands.local_server import RunningServer
@@ -238,6 +238,30 @@ def _stop(session: Session, server: RunningServer, *, mode: str) -> None:
     except KeyboardInterrupt as error:
         message = "Interrupted. The control plane goes on stopping; `multinode server status` shows whether it has."
         raise Interrupted(message) from error
+
+
+@_server.add("gc")
+def gc(
+    session: Session,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
+    ] = False,
+) -> Answer:
+    """Remove environments, images and bundles that no version uses.
+
+    Example: multinode server gc --dry-run
+    """
+    path = "/v1/server/gc?dry_run=1" if dry_run else "/v1/server/gc"
+    found = session.client.call(list[Collected], "POST", path)
+    total = sum(item.size_bytes for item in found)
+
+    def show(console: Console) -> None:
+        for item in found:
+            console.out(f"{item.kind:12} {item.name:.19}  {item.size_bytes / 1024**2:.1f} MiB")
+        verb = "Would remove" if dry_run else "Removed"
+        console.out(f"{verb} {counted(len(found), 'thing')}, {total / 1024**2:.1f} MiB.")
+
+    return Answer({"dry_run": dry_run, "items": [to_plain(item) for item in found]}, show)
 
 
 @_server.add("status")

@@ -10,9 +10,12 @@ import sqlalchemy as sa
 from multinode import wire
 from multinode.errors import InvalidRequest
 from multinode_control_plane import __version__, model
-from multinode_control_plane.api.calls import Call
-from multinode_control_plane.service import access, deployments
+from multinode_control_plane.api.calls import Call, ControlPlane
+from multinode_control_plane.runners.storage import unused
+from multinode_control_plane.service import access, deployments, usage
 
+DEPLOY_S = 600.0
+"""A deploy has its environment and its bundle before it has a version that uses them."""
 STOP_MODES = ("drain", "now", "restart")
 
 
@@ -59,6 +62,22 @@ async def stop(call: Call) -> wire.Empty:
         raise InvalidRequest(message, f"One of: {', '.join(STOP_MODES)}.")
     call.plane.stop(call.body.mode)
     return wire.Empty()
+
+
+async def gc(call: Call) -> list[wire.Collected]:
+    """POST /v1/server/gc"""
+    return await collect(call.plane, unused_s=DEPLOY_S, dry_run=call.flag("dry_run"))
+
+
+async def collect(plane: ControlPlane, *, unused_s: float, dry_run: bool) -> list[wire.Collected]:
+    """Removes environments, images and bundles that no version uses and that were not in use for so long."""
+    known = await plane.store.read(usage.in_use)
+    found = unused(await plane.runner.stored(known), known, unused_s=unused_s)
+    if not dry_run:
+        names = {item.name for item in found}
+        free = await plane.store.write(lambda tx: usage.forget(tx, names))
+        found = [item for item in found if item.name in free and await plane.runner.discard(item)]
+    return [wire.Collected(item.kind, item.name, item.size_bytes) for item in found]
 
 
 async def list_keys(call: Call) -> list[wire.KeyInfo]:

@@ -8,12 +8,13 @@ and how that ended.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 from multinode.wire import BuildEvent, BuildRequest, EnvironmentInfo, ImageReport, LogRecord
 from multinode_control_plane.runners.bundles import Bundles
+from multinode_control_plane.runners.storage import Stored
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,14 @@ class Runner(Protocol):
         Without ``ended``: what there is now. With it: goes on as records are written, within 100 ms of each, until ``ended``
         is set and everything has been read. An execution without output yet is no error.
         """
+        ...
+
+    async def stored(self, in_use: Collection[str]) -> list[Stored]:
+        """Environments, images and bundles that are here and are none of ``in_use`` (digests), whose use is noted."""
+        ...
+
+    async def discard(self, item: Stored) -> bool:
+        """Removes something that is stored, and no worker uses; False where one does after all."""
         ...
 
     async def remove_logs(self, execution_ids: Iterable[str]) -> None:

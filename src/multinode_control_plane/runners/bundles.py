@@ -20,13 +20,14 @@ import secrets
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Collection
 from contextlib import suppress
 from pathlib import Path
 
 from multinode.errors import BundleNotFound, BundleTooLarge, InvalidRequest, StorageFull
 from multinode.limits import MAX_BUNDLE_BYTES
 from multinode.worker import processes
+from multinode_control_plane.runners.storage import Stored, note_use, used_at
 
 _WRITABLE = 0o222
 
@@ -56,12 +57,24 @@ class Bundles:
         boot.write_text(processes.boot_id())
 
     def path(self, sha256: str) -> Path:
-        """The archive. Raises BundleNotFound, and InvalidRequest for what is no name of a bundle."""
+        """The archive, which is in use now. Raises BundleNotFound, and InvalidRequest for what is no name of a bundle."""
         path = self._archive(sha256)
         if not path.exists():
             message = f"The bundle {sha256} is not here."
             raise BundleNotFound(message, "Deploy again: it will be sent.")
+        note_use(path)
         return path
+
+    def stored(self, in_use: Collection[str]) -> list[Stored]:
+        """The bundles that are none of ``in_use``, whose use is noted. Blocks."""
+        found = []
+        for path in self._archives.glob("*.tar.gz"):
+            name = path.name.removesuffix(".tar.gz")
+            if name in in_use:
+                note_use(path)
+            else:
+                found.append(Stored("bundle", name, path.stat().st_size, used_at(path)))
+        return found
 
     async def put(self, sha256: str, content: AsyncIterable[bytes]) -> None:
         """Stores an archive. Returns when it is on disk; one that is there already is left as it is.
@@ -71,6 +84,7 @@ class Bundles:
         """
         target = self._archive(sha256)
         if target.exists():
+            note_use(target)
             return
         try:
             await self._put(sha256, content, target)

@@ -17,7 +17,7 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,6 +64,7 @@ from multinode_control_plane.runners.docker_events import Deaths
 from multinode_control_plane.runners.docker_images import INSTALLATION_LABEL, Images
 from multinode_control_plane.runners.docker_output import OutputCopy, copy_output
 from multinode_control_plane.runners.log_files import LogFiles
+from multinode_control_plane.runners.storage import Stored
 
 log = logging.getLogger(__name__)
 
@@ -467,6 +468,18 @@ class DockerRunner:
     async def remove_logs(self, execution_ids: Iterable[str]) -> None:
         """Removes the output of these executions."""
         await self._logs.remove(execution_ids)
+
+    async def stored(self, in_use: Collection[str]) -> list[Stored]:
+        """Images and bundles: see ``Runner.stored``."""
+        bundles = await asyncio.to_thread(self.bundles.stored, in_use)
+        return [*await self.images.stored(in_use), *bundles]
+
+    async def discard(self, item: Stored) -> bool:
+        """Removes an image or a bundle: see ``Runner.discard``."""
+        if item.kind != "bundle":
+            return await self.images.discard(item)
+        await self.bundles.remove(item.name)
+        return True
 
     async def close(self) -> None:
         """Lets go of everything; containers go on running."""

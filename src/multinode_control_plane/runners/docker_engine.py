@@ -91,6 +91,8 @@ class ImageState:
     labels: Mapping[str, str]
     size_bytes: int
     tags: tuple[str, ...] = ()
+    """Names by which it is known here."""
+    created_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,11 @@ class Engine:
             found = self._api.images(filters={"label": label})
         return [
             ImageState(
-                item["Id"], item["Labels"] or {}, item["Size"], tuple(item["RepoTags"] or ())
+                image_id=item["Id"],
+                labels=item["Labels"] or {},
+                size_bytes=item["Size"],
+                tags=tuple(item["RepoTags"] or ()),
+                created_at=float(item["Created"]),
             )
             for item in found
         ]

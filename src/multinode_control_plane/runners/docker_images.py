@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ from multinode_control_plane.runners.docker_engine import (
     ImageState,
     NotInEngine,
 )
+from multinode_control_plane.runners.storage import Stored, note_use, used_at
+
+log = logging.getLogger(__name__)
 
 FORMAT = "1"
 """Part of every digest: change it when images are made in another way."""
@@ -93,6 +97,7 @@ class Images:
         if not request.no_cache and self._path(digest).exists():
             info = self.info(digest)
             if await self._is_there(info.image):
+                note_use(self._path(digest))
                 return BuildEvent(environment=info)
         return BuildEvent(image_order=self._order(digest))
 
@@ -204,6 +209,45 @@ class Images:
                     raise
                 await self._do(self._engine.pull, image, self._registry)
                 return await self._look(image)
+
+    async def stored(self, in_use: Collection[str]) -> list[Stored]:
+        """Environments that are none of ``in_use``, whose use is noted, and images that no environment has any more.
+
+        An image that was made anew (``--no-cache``) leaves its predecessor without an environment.
+        """
+        label = f"{INSTALLATION_LABEL}={self._installation}"
+        images = {item.image_id: item for item in await self._do(self._engine.images, label)}
+        found = []
+        for path in self._folder.glob("*.json"):
+            info = loads(EnvironmentInfo, path.read_bytes())
+            image = images.pop(await self._id_of(info.image), None)
+            if info.digest in in_use:
+                note_use(path)
+            else:
+                size_bytes = image.size_bytes if image else 0
+                found.append(Stored("environment", info.digest, size_bytes, used_at(path)))
+        return found + [
+            Stored("image", item.image_id, item.size_bytes, item.created_at)
+            for item in images.values()
+        ]
+
+    async def _id_of(self, image: str) -> str:
+        try:
+            return (await self._look(image)).image_id
+        except NotInEngine:
+            return ""
+
+    async def discard(self, item: Stored) -> bool:
+        """Removes an environment with its image, or an image; False where a container uses it."""
+        image = item.name if item.kind == "image" else self.info(item.name).image
+        try:
+            await self._do(self._engine.remove_image, image)
+        except EngineError as error:
+            log.warning("%s", error)
+            return False
+        if item.kind == "environment":
+            self._path(item.name).unlink(missing_ok=True)
+        return True
 
     async def _look(self, image: str) -> ImageState:
         found: ImageState = await self._do(self._engine.image, image)

@@ -21,7 +21,7 @@ import os
 import shutil
 import signal
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from multinode_control_plane.runners import (
 from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.runners.log_files import LogFiles
 from multinode_control_plane.runners.starters import Starter
+from multinode_control_plane.runners.storage import Stored
 from multinode_control_plane.runners.virtualenv import Virtualenvs
 from multinode_control_plane.runners.worker_processes import (
     WatchedProcess,
@@ -377,6 +378,20 @@ class ProcessRunner:
     async def remove_logs(self, execution_ids: Iterable[str]) -> None:
         """Removes the output of these executions."""
         await self._logs.remove(execution_ids)
+
+    async def stored(self, in_use: Collection[str]) -> list[Stored]:
+        """Environments and bundles: see ``Runner.stored``."""
+        return [
+            *await asyncio.to_thread(self.environments.stored, in_use),
+            *await asyncio.to_thread(self.bundles.stored, in_use),
+        ]
+
+    async def discard(self, item: Stored) -> bool:
+        """Removes an environment or a bundle: see ``Runner.discard``."""
+        if item.kind == "environment":
+            return await self.environments.discard(item.name)
+        await self.bundles.remove(item.name)
+        return True
 
     async def close(self) -> None:
         """Lets go of everything; workers go on running, and starters stay until their last one is gone."""

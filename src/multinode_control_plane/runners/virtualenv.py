@@ -27,7 +27,7 @@ import re
 import secrets
 import shutil
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -59,6 +59,7 @@ from multinode.wire import (
 from multinode_control_plane.runners import resolver, specs
 from multinode_control_plane.runners.pythons import Python, Pythons
 from multinode_control_plane.runners.resolver import ResolverFailed, Say, run_uv
+from multinode_control_plane.runners.storage import Stored, note_use, size_of, used_at
 
 FORMAT = "1"
 """Part of every digest: change it when environments are made in another way."""
@@ -230,6 +231,29 @@ class Virtualenvs:
         text = (self.generation(digest) / "environment.json").read_bytes()
         return loads(EnvironmentInfo, text)
 
+    def stored(self, in_use: Collection[str]) -> list[Stored]:
+        """The environments that are none of ``in_use``, whose use is noted. Blocks."""
+        found = []
+        for folder in self._folder.glob("[0-9a-f]*"):
+            mark = folder / "current" / "environment.json"
+            if folder.name in in_use:
+                note_use(mark)
+            else:
+                found.append(Stored("environment", folder.name, size_of(folder), used_at(mark)))
+        return found
+
+    async def discard(self, digest: str) -> bool:
+        """Removes an environment with all its generations; False where a starter or worker of one is left."""
+        folder = self._folder / digest
+        async with self._locks[digest]:
+            generations = [path for path in folder.iterdir() if not path.is_symlink()]
+            if any(_is_leased(path) for path in generations):
+                return False
+            away = self._folder / f".making-{digest}-gone-{secrets.token_hex(4)}"
+            folder.rename(away)
+        await asyncio.to_thread(shutil.rmtree, away, ignore_errors=True)
+        return True
+
     async def build(self, request: BuildRequest) -> AsyncIterator[BuildEvent]:
         """Yields the build's output line by line, and at last one event with ``environment`` or ``error``.
 
@@ -273,6 +297,7 @@ class Virtualenvs:
     async def _made(self, plan: _Plan, say: Say) -> EnvironmentInfo:
         async with self._locks[plan.digest]:
             if not plan.no_cache and (self._folder / plan.digest / "current").exists():
+                note_use(self._folder / plan.digest / "current" / "environment.json")
                 return self.info(plan.digest)
             with self._workshop(plan.digest) as workshop:
                 await self._make(plan, workshop, say)

@@ -1,0 +1,209 @@
+"""Environments as images: what is ordered, what is taken, what is found again and what is removed."""
+
+import asyncio
+
+import pytest
+from tests.control_plane.fake_engine import FakeEngine
+
+from multinode.errors import Conflict, EnvironmentBuildFailed, InvalidRequest
+from multinode.wire import BuildRequest, EnvironmentSpec, ImageReport, Registry
+from multinode_control_plane.runners.docker_images import Images
+
+SDK = "5" * 64
+SPEC = EnvironmentSpec(python="3.8", requirements="numpy\n")
+IMAGE = "sha256:" + "a" * 64
+OTHER = "sha256:" + "b" * 64
+REGISTRY = Registry("127.0.0.1:5000/multinode", "AWS", "token")
+PUSHED = f"{REGISTRY.repository}@sha256:{'c' * 64}"
+
+
+class Bench:
+    def __init__(self, folder, registry=None, installation="here"):
+        self.engine = FakeEngine()
+        self.images = Images(
+            folder,
+            engine=self.engine,
+            do=self.engine.do,
+            installation=installation,
+            registry=registry,
+        )
+        self.images.open()
+
+    def build(self, spec=SPEC, **options):
+        async def main():
+            request = BuildRequest(spec, **{"sdk_digest": SDK, **options})
+            return [event async for event in self.images.build(request)]
+
+        (event,) = asyncio.run(main())
+        return event
+
+    def take(self, digest, image=IMAGE, spec=SPEC):
+        report = ImageReport(
+            spec, SDK, image, "3.8.20", ["numpy==1.24.4"], "python:3.8@sha256:d", []
+        )
+        return asyncio.run(self.images.take(digest, report))
+
+    def made(self, image=IMAGE):
+        """Order, build, report."""
+        order = self.build(no_cache=True).image_order
+        self.engine.add(image, order.labels)
+        return self.take(order.digest, image)
+
+    def stored(self, *in_use):
+        return asyncio.run(self.images.stored(in_use))
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path / "images")
+
+
+def test_what_is_not_there_is_ordered(bench):
+    order = bench.build().image_order
+    assert order.tag == f"multinode:{order.digest}"
+    assert order.platform == "linux/amd64"
+    assert order.labels == {
+        "multinode.installation": "here",
+        "multinode.environment": order.digest,
+    }
+    assert order.registry is None
+
+
+def test_what_was_reported_is_answered_from_then_on(bench):
+    made = bench.made()
+    assert made.created
+    found = bench.build().environment
+    assert (found.digest, found.image, found.packages) == (made.digest, IMAGE, ["numpy==1.24.4"])
+    assert not found.created
+    assert bench.build(no_cache=True).image_order.digest == made.digest
+
+
+def test_an_image_that_was_removed_from_the_engine_is_ordered_again(bench):
+    made = bench.made()
+    bench.engine.remove_image(IMAGE)
+    assert bench.build().image_order.digest == made.digest
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"python": "3.12"},
+        {"requirements": "numpy==1\n"},
+        {"files": {"a.txt": "YQ=="}},
+        {"apt": ["libgl1"]},
+        {"base_image": "python:3.8-slim"},
+        {"settings": {"PIP_INDEX_URL": "https://index.example.com/simple"}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_whatever_is_in_an_image_is_in_its_digest(bench, changes):
+    assert bench.build(SPEC.replace(**changes)).image_order.digest != (
+        bench.build().image_order.digest
+    )
+
+
+def test_the_sdk_is_in_the_digest_and_credentials_are_not(bench):
+    own = bench.build().image_order.digest
+    assert bench.build(sdk_digest="6" * 64).image_order.digest != own
+
+    def with_index(url):
+        return bench.build(SPEC.replace(settings={"PIP_INDEX_URL": url})).image_order.digest
+
+    assert with_index("https://me:old@i.example.com/") == with_index(
+        "https://me:new@i.example.com/"
+    )
+
+
+def test_a_request_that_names_no_sdk_is_refused(bench):
+    assert bench.build(sdk_digest="").error.code == "invalid_request"
+
+
+def test_a_report_for_another_environment_is_refused(bench):
+    order = bench.build().image_order
+    bench.engine.add(IMAGE, order.labels)
+    with pytest.raises(Conflict, match="was built for the environment"):
+        bench.take(order.digest, spec=SPEC.replace(requirements="other\n"))
+
+
+def test_an_image_of_another_engine_is_told_as_such(bench):
+    order = bench.build().image_order
+    with pytest.raises(EnvironmentBuildFailed, match="built in another one") as caught:
+        bench.take(order.digest)
+    assert "DOCKER_HOST" in caught.value.hint
+    assert bench.build().image_order is not None
+
+
+def test_an_image_that_was_built_to_another_order_is_refused(bench, tmp_path):
+    order = bench.build().image_order
+    elsewhere = Bench(tmp_path / "other", installation="there").build().image_order
+    bench.engine.add(IMAGE, elsewhere.labels)
+    with pytest.raises(InvalidRequest, match="not built to this control plane's order"):
+        bench.take(order.digest)
+
+
+@pytest.mark.parametrize("image", ["", "python:3.8", PUSHED, "sha256:abc", IMAGE + "\n"])
+def test_what_is_no_id_of_an_image_is_refused(bench, image):
+    with pytest.raises(InvalidRequest, match="is not given by its id"):
+        bench.take(bench.build().image_order.digest, image)
+
+
+def test_a_digest_that_is_none_reaches_no_file(bench):
+    with pytest.raises(InvalidRequest):
+        bench.images.info("../installation")
+
+
+def test_with_a_registry_the_image_is_pushed_there_and_pulled_by_digest(tmp_path):
+    bench = Bench(tmp_path / "images", REGISTRY)
+    order = bench.build().image_order
+    assert order.tag == f"{REGISTRY.repository}:{order.digest}"
+    assert order.registry == REGISTRY
+    bench.engine.add(PUSHED, order.labels)
+    bench.engine.registry, bench.engine.held = bench.engine.held, {}
+    assert bench.take(order.digest, PUSHED).image == PUSHED
+    assert bench.engine.pulls == [(PUSHED, "AWS", "token")]
+    assert bench.build().environment is not None
+    assert len(bench.engine.pulls) == 1, "what is in the engine is not pulled again"
+
+
+def test_an_image_that_is_not_in_the_registry_is_refused(tmp_path):
+    bench = Bench(tmp_path / "images", REGISTRY)
+    order = bench.build().image_order
+    with pytest.raises(EnvironmentBuildFailed, match="manifest unknown"):
+        bench.take(order.digest, PUSHED)
+    with pytest.raises(InvalidRequest, match="not pushed to"):
+        bench.take(order.digest, f"elsewhere/multinode@{IMAGE}")
+
+
+def test_a_registry_that_fails_is_told_with_its_words(tmp_path):
+    bench = Bench(tmp_path / "images", REGISTRY)
+    order = bench.build().image_order
+    bench.engine.registry_error = "unauthorized: wrong password"
+    with pytest.raises(EnvironmentBuildFailed, match="wrong password"):
+        bench.take(order.digest, PUSHED)
+
+
+def test_what_no_version_uses_is_told_and_can_be_removed(bench):
+    made = bench.made()
+    assert bench.stored(made.digest) == []
+    (item,) = bench.stored()
+    assert (item.kind, item.name, item.size_bytes) == ("environment", made.digest, 1000)
+    assert asyncio.run(bench.images.discard(item))
+    assert bench.engine.held == {}
+    assert bench.build().image_order is not None
+
+
+def test_an_image_that_was_replaced_is_told_although_its_environment_is_used(bench):
+    bench.made(IMAGE)
+    made = bench.made(OTHER)
+    (item,) = bench.stored(made.digest)
+    assert (item.kind, item.name) == ("image", IMAGE)
+    assert asyncio.run(bench.images.discard(item))
+    assert list(bench.engine.held) == [OTHER]
+
+
+def test_an_image_that_a_container_uses_stays(bench):
+    bench.made()
+    (item,) = bench.stored()
+    bench.engine.used = {IMAGE}
+    assert not asyncio.run(bench.images.discard(item))
+    assert bench.build().environment is not None
