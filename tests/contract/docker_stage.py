@@ -31,11 +31,34 @@ class DockerEnvironment:
         (data_dir / "images").symlink_to(self.folder / "images")
 
 
+class SharingRunner(DockerRunner):
+    """Containers see the test's folder, so that its functions can leave marks there."""
+
+    def __init__(self, data_dir, engine, shared):
+        super().__init__(data_dir, engine)
+        self._shared = shared
+        self.volumes = set()
+        """All that its containers had."""
+
+    def _make_container(self, launch, image):
+        super()._make_container(launch, image)
+        found = self.engine._api.inspect_container(container_name(launch.worker_id))
+        self.volumes |= {item["Name"] for item in found["Mounts"] if item["Type"] == "volume"}
+
+    def _remove_network(self):
+        """Stays: the tests' control plane listens in it, and others of the session follow."""
+
+    def container_config(self, launch, image):
+        config = super().container_config(launch, image)
+        config["HostConfig"]["Binds"] = [f"{self._shared}:{self._shared}"]
+        return config
+
+
 def make_environment(folder):
     """Builds the image, and makes the network."""
 
     async def main():
-        runner = DockerRunner(folder, Engine.connect(os.environ))
+        runner = SharingRunner(folder, Engine.connect(os.environ), folder)
         gateway = (await runner.worker_address()).listen
         await runner.open(lambda end: None, "")
         spec = EnvironmentSpec(python="3.8")
@@ -57,26 +80,6 @@ def remove_environment(environment):
     engine.close()
 
 
-class SharingRunner(DockerRunner):
-    """Containers see the test's folder, so that its functions can leave marks there."""
-
-    def __init__(self, data_dir, engine, shared):
-        super().__init__(data_dir, engine)
-        self._shared = shared
-        self.volumes = set()
-        """All that its containers had."""
-
-    def _make_container(self, launch, image):
-        super()._make_container(launch, image)
-        found = self.engine._api.inspect_container(container_name(launch.worker_id))
-        self.volumes |= {item["Name"] for item in found["Mounts"] if item["Type"] == "volume"}
-
-    def container_config(self, launch, image):
-        config = super().container_config(launch, image)
-        config["HostConfig"]["Binds"] = [f"{self._shared}:{self._shared}"]
-        return config
-
-
 class Containers:
     """What the engine has of an installation."""
 
@@ -92,13 +95,31 @@ class Containers:
     def is_running(self, worker_id):
         return self._engine.container(container_name(worker_id)).is_running
 
+    def inspect(self, worker_id):
+        """What ``docker inspect`` shows."""
+        return self._engine._api.inspect_container(container_name(worker_id))
+
+    def remove(self, worker_id):
+        self._engine.remove(container_name(worker_id))
+
+    def run_by_hand(self, name, image):
+        """A container of the same image that is no worker's."""
+        self._engine.create(name, {"Image": image, "Cmd": ["sleep", "60"]})
+        self._engine.start(name)
+
+    def removes_by_hand(self, name):
+        """Whether it was still running; it is gone then."""
+        was_running = self._engine.container(name).is_running
+        self._engine.remove(name)
+        return was_running
+
     def pid(self, worker_id):
         """The first process of a worker's container, as this machine knows it."""
-        return self._engine._api.inspect_container(container_name(worker_id))["State"]["Pid"]
+        return self.inspect(worker_id)["State"]["Pid"]
 
     def host_pid(self, worker_id, pid):
         """A process of a worker's container by the pid that it has in there."""
-        container_id = self._engine._api.inspect_container(container_name(worker_id))["Id"]
+        container_id = self.inspect(worker_id)["Id"]
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 if container_id in (entry / "cgroup").read_text():

@@ -40,6 +40,7 @@ from multinode_control_plane.runners.worker_processes import is_held, is_living
 RUNNERS = ["process", "docker"]
 ONLY_PROCESS = pytest.mark.parametrize("stage", ["process"], indirect=True)
 """What others do not have: starters, cgroups of their own making, and environments that can be broken."""
+ONLY_DOCKER = pytest.mark.parametrize("stage", ["docker"], indirect=True)
 WAIT_S = 20.0
 
 MAIN = '''
@@ -61,6 +62,29 @@ def talk(lines):
     for number in range(lines):
         print(number)
         print(-number, file=sys.stderr)
+
+
+@mn.function()
+def count(numbers, marker):
+    """Prints one after another, for a while."""
+    for number in range(numbers):
+        print(number, flush=True)
+        time.sleep(0.02)
+        if number == 10:
+            Path(marker).write_text("")
+
+
+@mn.function()
+def confined():
+    """What the worker may write to, and what an interpreter was started with."""
+    writable = []
+    for folder in ("/", "/opt/multinode/multinode", "/tmp", os.environ["HOME"], "."):
+        try:
+            Path(folder, "written").write_text("")
+            writable.append(folder)
+        except OSError:
+            pass
+    return writable, os.environ.get("PYTHONHASHSEED"), os.listdir("/work")
 
 
 @mn.function()
@@ -272,9 +296,10 @@ class Stage:
 class DockerStage(Stage):
     """The same with containers, which see the data folder (the test's ``tmp_path``) under its own path."""
 
-    def __init__(self, data_dir, environment, plane):
+    def __init__(self, data_dir, environment, plane, image):
         super().__init__(data_dir, environment, plane)
         self.containers = Containers(data_dir)
+        self.image = image
         self.volumes = set()
 
     def make_runner(self):
@@ -342,7 +367,8 @@ def docker_stage(tmp_path, docker_environment):
     tmp_path.chmod(0o777)
     threads = threading.active_count()
     with FakeControlPlane(docker_environment.gateway) as plane:
-        stage = DockerStage(tmp_path, docker_environment.digest, plane)
+        digest, image = docker_environment.digest, docker_environment.image
+        stage = DockerStage(tmp_path, digest, plane, image)
         yield stage
     left, volumes = stage.containers.left(), stage.containers.volumes()
     stage.containers.close()
@@ -845,5 +871,113 @@ def test_a_broken_environment_is_a_worker_that_is_not_made(stage, tmp_path, pyth
             with pytest.raises(WorkerNotMadeError, match=said):
                 await stage.start("add", 1, 2, environment_digest=broken)
             assert stage.ends.ends == {}
+
+    asyncio.run(main())
+
+
+@ONLY_DOCKER
+def test_a_container_is_confined_and_shows_no_secret(stage):
+    async def main():
+        async with stage.opened():
+            env = (("PYTHONHASHSEED", "4711"),)
+            launch = await stage.start("confined", fresh_interpreter=True, interpreter_env=env)
+            shown = json.dumps(stage.containers.inspect(launch.worker_id))
+            assert "4711" not in shown
+            assert launch.claim_code not in shown
+            await stage.ends.of(launch.worker_id)
+            writable, seed, home = json.loads(stage.plane.record(launch.worker_id).end.result)[
+                "py/tuple"
+            ]
+            assert writable == ["/tmp", "/work", "."]
+            assert seed == "4711"
+            assert ".launch" not in home
+
+    asyncio.run(main())
+
+
+@ONLY_DOCKER
+def test_a_signal_in_the_first_instant_is_not_lost(stage):
+    async def main():
+        async with stage.opened():
+            await stage.put_bundle()
+            for _ in range(3):
+                launch = stage.launch("sleep")
+                await stage.runner.start(launch)
+                await stage.runner.stop(launch.worker_id, 60.0)
+                await stage.ends.of(launch.worker_id)
+
+    asyncio.run(main())
+
+
+@ONLY_DOCKER
+def test_ends_are_told_after_the_engines_events_broke_off(stage, tmp_path):
+    async def main():
+        async with stage.opened():
+            marker = tmp_path / "marker"
+            launch = await stage.start_and_wait_for(marker, "sleep", str(marker))
+            stage.runner._workers[launch.worker_id].copy.stop()  # it would tell, too
+            stage.runner._deaths.interrupt()
+            os.kill(stage.supervisor(launch)["pid"], signal.SIGKILL)
+            assert (await stage.ends.of(launch.worker_id)).signal == signal.SIGKILL
+
+    asyncio.run(main())
+
+
+@ONLY_DOCKER
+def test_a_container_that_somebody_removes_is_a_worker_that_is_gone(stage, tmp_path):
+    async def main():
+        async with stage.opened():
+            marker = tmp_path / "marker"
+            launch = await stage.start_and_wait_for(marker, "sleep", str(marker))
+            stage.containers.remove(launch.worker_id)
+            end = await stage.ends.of(launch.worker_id)
+            assert end.signal == signal.SIGKILL or end.detail == "its container was removed"
+
+    asyncio.run(main())
+
+
+@ONLY_DOCKER
+def test_containers_that_nobody_wants_are_swept_and_those_of_users_are_not(stage, tmp_path):
+    async def main():
+        async with stage.opened():
+            marker = tmp_path / "marker"
+            launch = await stage.start_and_wait_for(marker, "sleep", str(marker))
+            stage.containers.run_by_hand("by-hand-" + launch.worker_id, stage.image)
+            worker = stage.runner._workers.pop(launch.worker_id)
+            await stage.runner._compare()
+            assert stage.left() == []
+            assert stage.containers.removes_by_hand("by-hand-" + launch.worker_id)
+            worker.copy.stop()
+
+    asyncio.run(main())
+
+
+@ONLY_DOCKER
+def test_output_is_whole_after_the_control_plane_was_away(stage, tmp_path):
+    async def main():
+        marker = tmp_path / "marker"
+        async with stage.opened():
+            launch = await stage.start_and_wait_for(marker, "count", 60, str(marker))
+        async with stage.opened(launch.worker_id):
+            assert stage.adopted == {launch.worker_id}
+            await stage.ends.of(launch.worker_id)
+            text = "".join(item.text for item in await stage.logs(launch))
+            assert text.split() == [str(number) for number in range(60)]
+
+    asyncio.run(main())
+
+
+@ONLY_DOCKER
+def test_what_ended_while_the_control_plane_was_away_has_its_output_all_the_same(stage, tmp_path):
+    async def main():
+        marker = tmp_path / "marker"
+        async with stage.opened():
+            launch = await stage.start_and_wait_for(marker, "count", 20, str(marker))
+        await until(lambda: stage.has_ended(launch))
+        async with stage.opened(launch.worker_id):
+            assert stage.adopted == set()
+            text = "".join(item.text for item in await stage.logs(launch))
+            assert text.split() == [str(number) for number in range(20)]
+            assert stage.left() == []
 
     asyncio.run(main())

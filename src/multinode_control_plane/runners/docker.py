@@ -19,6 +19,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,7 @@ from multinode_control_plane.runners.docker_containers import (
 from multinode_control_plane.runners.docker_engine import (
     ContainerState,
     Engine,
+    EngineAway,
     EngineError,
     NetworkState,
     NotInEngine,
@@ -186,7 +188,12 @@ class DockerRunner:
         path = self._data_dir / "network.json"
         known = json.loads(path.read_text())["subnet"] if path.exists() else ""
         labels = {INSTALLATION_LABEL: self.installation}
-        made = self.engine.network(self._plan.network, labels, known)
+        try:
+            made = self.engine.network(self._plan.network, labels, known)
+        except EngineAway:
+            raise
+        except EngineError:  # something else has the subnet by now
+            made = self.engine.network(self._plan.network, labels)
         if made.subnet != known:
             path.write_text(json.dumps({"subnet": made.subnet}))
         return made
@@ -501,8 +508,14 @@ class DockerRunner:
         for thread in threads:
             await asyncio.to_thread(thread.join, CLOSE_PATIENCE_S)
         await asyncio.to_thread(self._pool.shutdown)
+        await asyncio.to_thread(self._remove_network)
         self._logs.close()
         self.engine.close()
+
+    def _remove_network(self) -> None:
+        """Leaves nothing where nothing runs: the engine keeps a network that a container is in."""
+        with suppress(EngineError):
+            self.engine.remove_network(self._plan.network)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
