@@ -476,6 +476,15 @@ class ServerInfo(Record):
     """Why ``enforces`` is not all."""
 
 
+class Finding(Record):
+    """One line of ``doctor``. ``state``: ``ok``, ``note`` (works, but worth knowing) or ``FAIL``, with its ``cure``."""
+
+    check: str
+    state: str
+    finding: str
+    cure: str = ""
+
+
 class Collected(Record):
     """Something that no version used, and was removed: ``kind`` is ``environment``, ``image`` or ``bundle``."""
 

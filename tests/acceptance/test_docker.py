@@ -189,6 +189,13 @@ def test_status_says_which_runner_and_what_it_enforces(product):
     assert (status["runner"], status["enforces"]) == ("docker", ["cpu", "memory"])
 
 
+def test_doctor_looks_at_the_engine_and_tries_a_container(deployed, engine):
+    found = {item["check"]: item["state"] for item in deployed.json("doctor")}
+    assert (found["engine"], found["engine's disk"], found["containers"]) == ("ok", "ok", "ok")
+    label = {"label": deployed.label, "name": "multinode-doctor"}
+    assert engine.containers.list(all=True, filters=label) == []
+
+
 def test_memory_over_its_limit_is_told_with_the_limit(deployed):
     done = deployed.call("invoke", "shop/fill", "200")
     assert done.returncode == 1

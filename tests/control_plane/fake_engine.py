@@ -13,7 +13,9 @@ from multinode_control_plane.runners.docker_engine import (
 class FakeEngine:
     """``images`` by id; ``registry`` by ``repository@sha256:…``; ``used`` are ids that a container has."""
 
-    facts = EngineFacts("unix:///fake.sock", "20.10", "linux/amd64", 2, 4096, is_desktop=False)
+    facts = EngineFacts(
+        "unix:///fake.sock", "20.10", "linux/amd64", 2, 4096, root_dir="", is_desktop=False
+    )
 
     def __init__(self):
         self.held = {}

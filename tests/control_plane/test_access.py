@@ -72,6 +72,7 @@ IN_PROJECT = each(DONE, foreign=NOT_SEEN)
 RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/server"): Rule("/v1/server", "read"),
     ("POST", "/v1/server/stop"): Rule("/v1/server/stop", "admin", INVALID, {"mode": "nonsense"}),
+    ("GET", "/v1/server/checks"): Rule("/v1/server/checks", "deploy"),
     ("POST", "/v1/server/gc"): Rule("/v1/server/gc?dry_run=1", "admin"),
     ("GET", "/v1/keys"): Rule("/v1/keys", "admin"),
     ("POST", "/v1/keys"): Rule("/v1/keys", "admin", BAD_NAME, {"name": "", "role": "read"}),

@@ -72,6 +72,9 @@ class ToldRunner:
     async def adopt(self, worker_ids: Any) -> set[str]:
         return set(worker_ids) & self.living
 
+    async def checks(self) -> list[Any]:
+        return []
+
     async def stored(self, in_use: Any) -> list[Any]:
         return []
 

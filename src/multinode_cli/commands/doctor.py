@@ -11,7 +11,7 @@ from pathlib import Path
 
 from multinode.client import Client
 from multinode.errors import MultinodeError, NotLoggedIn
-from multinode.wire import ServerInfo
+from multinode.wire import Finding, ServerInfo
 from multinode_cli.commands import local_server
 from multinode_cli.commands.frame import Answer, Commands, Session
 from multinode_cli.commands.shown import moment
@@ -20,6 +20,8 @@ from multinode_cli.console import Console
 commands = Commands()
 
 _MAX_CLOCK_DIFFERENCE_S = 30.0
+_CHECKS_S = 60.0
+"""A container is tried."""
 _MIN_FREE_BYTES = 1024**3
 _MARKS = {"ok": "green", "note": "yellow", "FAIL": "red"}
 
@@ -89,8 +91,8 @@ def _uv() -> Check:
 
 def _docker() -> Check:
     if not shutil.which("docker"):
-        return Check("Docker", "note", "not found; the process runner does without it")
-    return Check("Docker", "ok", "present; this release does not use it yet")
+        return Check("Docker", "note", "no docker command; the process runner does without it")
+    return Check("Docker", "ok", "the command is present")
 
 
 def _control_plane(session: Session) -> list[Check]:
@@ -121,7 +123,19 @@ def _control_plane(session: Session) -> list[Check]:
         Check("runner", "note" if missing else "ok", f"{info.runner}{limits}"),
         Check("credentials", "ok", f"key {info.key_name!r} ({info.role}), from {source}"),
         _clock(info),
+        *_of_runner(client, info),
     ]
+
+
+def _of_runner(client: Client, info: ServerInfo) -> list[Check]:
+    """What the control plane's runner finds: its engine, and whether containers reach the control plane."""
+    if info.runner == "process":
+        return []
+    try:
+        found = client.call(list[Finding], "GET", "/v1/server/checks", wait_s=_CHECKS_S)
+    except MultinodeError as error:
+        return [Check("runner's checks", "note", error.message, error.hint)]
+    return [Check(item.check, item.state, item.finding, item.cure) for item in found]
 
 
 def _find(session: Session) -> tuple[Client, str] | None:

@@ -64,6 +64,11 @@ async def stop(call: Call) -> wire.Empty:
     return wire.Empty()
 
 
+async def checks(call: Call) -> list[wire.Finding]:
+    """GET /v1/server/checks"""
+    return await call.plane.runner.checks()
+
+
 async def gc(call: Call) -> list[wire.Collected]:
     """POST /v1/server/gc"""
     return await collect(call.plane, unused_s=DEPLOY_S, dry_run=call.flag("dry_run"))

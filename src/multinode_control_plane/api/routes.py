@@ -22,6 +22,7 @@ ENDPOINTS = (
     Endpoint("GET", "/healthz", installation.health, public=True),
     Endpoint("GET", "/v1/server", installation.server, role="read"),
     Endpoint("POST", "/v1/server/stop", installation.stop, wire.StopRequest, role="admin"),
+    Endpoint("GET", "/v1/server/checks", installation.checks, role="deploy"),
     Endpoint("POST", "/v1/server/gc", installation.gc, role="admin"),
     Endpoint("GET", "/v1/keys", installation.list_keys, role="admin"),
     Endpoint("POST", "/v1/keys", installation.create_key, wire.KeyRequest, role="admin"),

@@ -12,7 +12,14 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from multinode.wire import BuildEvent, BuildRequest, EnvironmentInfo, ImageReport, LogRecord
+from multinode.wire import (
+    BuildEvent,
+    BuildRequest,
+    EnvironmentInfo,
+    Finding,
+    ImageReport,
+    LogRecord,
+)
 from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.runners.storage import Stored
 
@@ -137,6 +144,10 @@ class Runner(Protocol):
 
     async def discard(self, item: Stored) -> bool:
         """Removes something that is stored, and no worker uses; False where one does after all."""
+        ...
+
+    async def checks(self) -> list[Finding]:
+        """What ``doctor`` should know of what the runner stands on; tried now, and nothing is left of that."""
         ...
 
     async def remove_logs(self, execution_ids: Iterable[str]) -> None:

@@ -30,6 +30,7 @@ from multinode.wire import (
     BuildEvent,
     BuildRequest,
     EnvironmentInfo,
+    Finding,
     ImageReport,
     LogRecord,
     Registry,
@@ -42,6 +43,7 @@ from multinode_control_plane.runners import (
     WorkerNotMadeError,
 )
 from multinode_control_plane.runners.bundles import Bundles
+from multinode_control_plane.runners.docker_checks import check_engine
 from multinode_control_plane.runners.docker_containers import (
     EXECUTION_LABEL,
     LAUNCH_FILE,
@@ -471,6 +473,10 @@ class DockerRunner:
     ) -> AsyncIterator[LogRecord]:
         """See ``LogFiles.records``."""
         return self._logs.records(execution_id, attempt, ended=ended, tail=tail)
+
+    async def checks(self) -> list[Finding]:
+        """See ``docker_checks``."""
+        return await self._do(check_engine, self.engine, self._plan, self._worker_url)
 
     async def remove_logs(self, execution_ids: Iterable[str]) -> None:
         """Removes the output of these executions."""

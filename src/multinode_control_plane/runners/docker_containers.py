@@ -89,6 +89,18 @@ def _host_config(plan: ContainerPlan, launch: WorkerLaunch) -> dict[str, Any]:
     }
 
 
+def make_trial(plan: ContainerPlan, image: str, url: str, timeout_s: int) -> dict[str, Any]:
+    """A container that asks for a URL and ends: with 0 where it is answered."""
+    code = f"import urllib.request; urllib.request.urlopen({url!r}, timeout={timeout_s})"
+    return {
+        "Image": image,
+        "Entrypoint": ["python", "-c", code],
+        "User": f"{USER_ID}:{USER_ID}",
+        "Labels": {INSTALLATION_LABEL: plan.installation},
+        "HostConfig": {"NetworkMode": plan.network, "ReadonlyRootfs": True, "CapDrop": ["ALL"]},
+    }
+
+
 def make_launch(launch: WorkerLaunch, api_url: str) -> Launch:
     """What the worker is told. It fetches its code itself, and writes its records to its stdout."""
     return Launch(

@@ -56,6 +56,8 @@ class EngineFacts:
     """``linux/amd64``."""
     cores: int
     memory_mib: int
+    root_dir: str
+    """Where it keeps images and containers, on its machine."""
     is_desktop: bool
     """Docker Desktop: containers reach this machine's loopback as ``host.docker.internal``."""
 
@@ -115,21 +117,13 @@ class Engine:
     def connect(cls, environ: Mapping[str, str], timeout_s: float = TIMEOUT_S) -> Engine:
         """The engine, once it has answered. Raises EngineAway where none does within ``timeout_s``, or it is too old."""
         api, url = _client(environ, timeout_s)
-        with _told("The Docker engine cannot be asked about itself."):
-            version, info = api.version(), api.info()
+        facts = _facts(api, url)
         api.timeout = TIMEOUT_S
-        if tuple(map(int, str(version["ApiVersion"]).split("."))) < OLDEST_API:
-            message = f"The Docker engine at {url} is {version['Version']}, which is too old."
-            raise EngineAway(message, "Install Docker 19.03 or later.")
-        facts = EngineFacts(
-            url=url,
-            version=version["Version"],
-            platform=f"{version['Os']}/{version['Arch']}",
-            cores=int(info["NCPU"]),
-            memory_mib=int(info["MemTotal"]) >> 20,
-            is_desktop=info.get("OperatingSystem") == "Docker Desktop",
-        )
         return cls(api, facts)
+
+    def facts_of(self) -> EngineFacts:
+        """The facts as they are now. Raises EngineAway."""
+        return _facts(self._api, self.facts.url)
 
     def close(self) -> None:
         """Lets go of its connections."""
@@ -324,6 +318,23 @@ def _client(environ: Mapping[str, str], timeout_s: float) -> tuple[docker.APICli
             version="auto", timeout=timeout_s, max_pool_size=CONNECTIONS, **settings
         )
     return api, url or str(settings["base_url"])
+
+
+def _facts(api: docker.APIClient, url: str) -> EngineFacts:
+    with _told("The Docker engine cannot be asked about itself."):
+        version, info = api.version(), api.info()
+    if tuple(map(int, str(version["ApiVersion"]).split("."))) < OLDEST_API:
+        message = f"The Docker engine at {url} is {version['Version']}, which is too old."
+        raise EngineAway(message, "Install Docker 19.03 or later.")
+    return EngineFacts(
+        url=url,
+        version=version["Version"],
+        platform=f"{version['Os']}/{version['Arch']}",
+        cores=int(info["NCPU"]),
+        memory_mib=int(info["MemTotal"]) >> 20,
+        root_dir=str(info.get("DockerRootDir", "")),
+        is_desktop=info.get("OperatingSystem") == "Docker Desktop",
+    )
 
 
 def _of_context() -> dict[str, Any]:

@@ -27,7 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from multinode.errors import InvalidRequest, MultinodeError
-from multinode.wire import BuildEvent, BuildRequest, EnvironmentInfo, ImageReport, LogRecord
+from multinode.wire import (
+    BuildEvent,
+    BuildRequest,
+    EnvironmentInfo,
+    Finding,
+    ImageReport,
+    LogRecord,
+)
 from multinode.worker import processes
 from multinode.worker.launch import Launch
 from multinode_control_plane.runners import (
@@ -374,6 +381,10 @@ class ProcessRunner:
     ) -> AsyncIterator[LogRecord]:
         """See ``LogFiles.records``."""
         return self._logs.records(execution_id, attempt, ended=ended, tail=tail)
+
+    async def checks(self) -> list[Finding]:
+        """None: what it stands on is checked when it is opened, and by every build."""
+        return []
 
     async def remove_logs(self, execution_ids: Iterable[str]) -> None:
         """Removes the output of these executions."""
