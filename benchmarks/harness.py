@@ -72,24 +72,25 @@ class Installation:
 
 
 @contextmanager
-def installation(folder: Path) -> Iterator[Installation]:
+def installation(folder: Path, *, runner: str = "process") -> Iterator[Installation]:
     """Starts it, deploys, and stops it whatever happens."""
     for name in UNUSUAL:
         os.environ.pop(name, None)
     os.environ["MULTINODE_HOME"] = str(folder / "home")
     shutil.copytree(PROJECT, folder / "project", ignore=shutil.ignore_patterns("__pycache__"))
-    _use_this_python(folder / "project/multinode.toml")
+    _use_python(folder / "project/multinode.toml", runner)
     try:
-        multinode("server", "start", f"--capacity={CAPACITY}", "--port=0", cwd=folder)
+        options = [f"--runner={runner}", f"--capacity={CAPACITY}", "--port=0"]
+        multinode("server", "start", *options, cwd=folder)
         yield Installation(folder, _deployed(folder))
     finally:
         command = [MULTINODE, "server", "stop", "--now"]
         subprocess.run(command, cwd=folder, capture_output=True, timeout=60)
 
 
-def _use_this_python(file: Path) -> None:
-    """The floors run on this interpreter, so the functions do."""
-    version = "{}.{}".format(*sys.version_info[:2])
+def _use_python(file: Path, runner: str) -> None:
+    """The floors run on this interpreter, so the functions do; in containers both run on the image's."""
+    version = "3.12" if runner == "docker" else "{}.{}".format(*sys.version_info[:2])
     file.write_text(file.read_text() + f'\n[environment]\npython = "{version}"\n')
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.harness import Figure, circumstances, installation
 
-NAMES = ("control_plane", "startup", "watching", "new_workers", "deploying")
+NAMES = ("control_plane", "startup", "watching", "new_workers", "deploying", "containers")
 """In this order: the control plane's memory is read before others have used it."""
 
 
@@ -52,8 +52,9 @@ def _run(name: str, folder: Path, quick: bool) -> list[Figure]:
     """A control plane of its own for each, so that none sees what another has left."""
     folder.mkdir()
     try:
-        with installation(folder) as at:
-            return import_module(f"benchmarks.{name}").figures(at, quick)
+        theme = import_module(f"benchmarks.{name}")
+        with installation(folder, runner=getattr(theme, "RUNNER", "process")) as at:
+            return theme.figures(at, quick)
     except Exception:  # the others are to run all the same
         traceback.print_exc()
         return []
