@@ -1,15 +1,20 @@
 """How a worker's container is made, and how its end reads."""
 
+import io
 import json
+import tarfile
 
 import pytest
 
-from multinode_control_plane.runners import WorkerLaunch
+from multinode.worker.launch import from_json
+from multinode_control_plane.runners import WorkerLaunch, docker_containers
 from multinode_control_plane.runners.docker_containers import (
     ContainerPlan,
     end_of,
     make_config,
     make_launch,
+    pack,
+    pack_code,
 )
 from multinode_control_plane.runners.docker_engine import ContainerState
 
@@ -51,9 +56,35 @@ def test_no_secret_is_in_what_inspect_shows():
     shown = json.dumps(make_config(PLAN, made, "x"))
     assert "secret-code" not in shown
     assert "hidden" not in shown
-    told = make_launch(made, "http://gateway:1")
+    told = make_launch(made, "http://gateway:1", has_code=True)
     assert told.claim_code == "secret-code"
     assert told.interpreter_env == {"PYTHONHASHSEED": "hidden"}
+
+
+def test_the_code_goes_along_with_the_launch(tmp_path):
+    (tmp_path / "submodule/__pycache__").mkdir(parents=True)
+    for name, mode in (("main.py", 0o444), ("submodule/a.py", 0o4777), ("submodule/__pycache__/a.pyc", 0o644)):  # fmt: skip
+        (tmp_path / name).write_text(name)
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "link").symlink_to("main.py")
+    told = make_launch(launch(), "http://gateway:1", has_code=True)
+    packed = pack(told, pack_code(tmp_path))
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        found = {item.name: item for item in tar}
+        assert tar.extractfile(".code/submodule/a.py").read() == b"submodule/a.py"
+        assert from_json(tar.extractfile(".launch").read().decode()) == told
+    assert sorted(found) == [".code", ".code/link", ".code/main.py", ".code/submodule", ".code/submodule/a.py", ".launch"]  # fmt: skip
+    assert (found[".launch"].uid, found[".launch"].mode) == (1000, 0o400)
+    assert {(found[name].uid, found[name].mode & 0o7022) for name in found if name != ".launch"} == {(0, 0)}  # fmt: skip
+
+
+def test_large_code_is_fetched_by_the_worker(tmp_path, monkeypatch):
+    monkeypatch.setattr(docker_containers, "MAX_PACKED_BYTES", 20_000)
+    (tmp_path / "main.py").write_bytes(bytes(30_000))
+    assert pack_code(tmp_path) is None
+    with tarfile.open(fileobj=io.BytesIO(pack(make_launch(launch(), "u", has_code=False), None))) as tar:  # fmt: skip
+        assert tar.getnames() == [".launch"]
+        assert from_json(tar.extractfile(".launch").read().decode()).code_dir is None
 
 
 @pytest.mark.parametrize(

@@ -46,14 +46,15 @@ from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.runners.docker_checks import check_engine
 from multinode_control_plane.runners.docker_containers import (
     EXECUTION_LABEL,
-    LAUNCH_FILE,
-    USER_ID,
+    HOME,
     WORKER_LABEL,
     ContainerPlan,
     container_name,
     end_of,
     make_config,
     make_launch,
+    pack,
+    pack_code,
     worker_labels,
 )
 from multinode_control_plane.runners.docker_engine import (
@@ -75,6 +76,8 @@ log = logging.getLogger(__name__)
 THREADS = 8
 """The engine's own work does not get faster with more: 4.6 containers a second with 8, 2.5 with 16 (2 cores)."""
 SWEEP_S = 300.0
+PACKED_BUNDLES = 4
+"""How many bundles' code is kept in memory, ready for containers; 16 MiB each at the most."""
 COPY_PATIENCE_S = 5.0
 """How long the rest of a dead container's output may take to be copied by who follows it, before it is read anew."""
 CLOSE_PATIENCE_S = 5.0
@@ -148,6 +151,7 @@ class DockerRunner:
             log_limit_bytes=log_limit_bytes,
         )
         self._workers: dict[str, _Worker] = {}
+        self._packed: dict[str, bytes | None] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._removing: set[asyncio.Task[Any]] = set()
         """Of these tasks those that `close` waits for."""
@@ -239,12 +243,15 @@ class DockerRunner:
         """
         try:
             image = self.images.info(launch.environment_digest).image
-            self.bundles.path(launch.bundle_digest)
+            code = await self._packed_code(launch.bundle_digest)
         except MultinodeError as error:
             raise WorkerNotMadeError(str(error)) from error
+        except OSError as error:
+            message = f"The code cannot be laid out: {error}"
+            raise WorkerNotMadeError(message) from error
         worker = _Worker(launch.worker_id, self._logs.path(launch.execution_id))
         self._workers[launch.worker_id] = worker
-        making = self._spawn(self._make(worker, launch, image))
+        making = self._spawn(self._make(worker, launch, image, code))
         try:
             await asyncio.shield(making)
         except EngineError as error:
@@ -257,23 +264,34 @@ class DockerRunner:
             making.add_done_callback(lambda _: self._spawn(self._remove(worker.container)))
             raise
 
-    async def _make(self, worker: _Worker, launch: WorkerLaunch, image: str) -> None:
+    async def _make(
+        self, worker: _Worker, launch: WorkerLaunch, image: str, code: bytes | None
+    ) -> None:
         try:
-            await self._do(self._make_container, launch, image)
+            await self._do(self._make_container, launch, image, code)
         except (
             NotInEngine
         ):  # its image, which a registry may have, or the network, which somebody pruned
             await self.images.fetch(image)
             await self._do(self._make_network)
-            await self._do(self._make_container, launch, image)
+            await self._do(self._make_container, launch, image, code)
         self._follow(worker)
 
-    def _make_container(self, launch: WorkerLaunch, image: str) -> None:
+    async def _packed_code(self, digest: str) -> bytes | None:
+        """The bundle's files for a container; of the bundles that ran lately they are kept."""
+        if digest not in self._packed:
+            code_dir = await self.bundles.code_dir(digest)
+            self._packed[digest] = await asyncio.to_thread(pack_code, code_dir)
+            while len(self._packed) > PACKED_BUNDLES:
+                del self._packed[next(iter(self._packed))]
+        return self._packed[digest]
+
+    def _make_container(self, launch: WorkerLaunch, image: str, code: bytes | None) -> None:
         name = container_name(launch.worker_id)
-        content = make_launch(launch, self._worker_url).to_json().encode()
+        orders = make_launch(launch, self._worker_url, has_code=code is not None)
         self.engine.create(name, self.container_config(launch, image))
         try:
-            self.engine.put_file(name, LAUNCH_FILE, content, uid=USER_ID)
+            self.engine.put(name, HOME, pack(orders, code))
             self.engine.start(name)
         except EngineError:
             self.engine.remove(name)

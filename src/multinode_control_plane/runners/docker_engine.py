@@ -7,9 +7,7 @@ that of the docker command's current context.
 
 from __future__ import annotations
 
-import io
 import re
-import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -136,16 +134,10 @@ class Engine:
         with _told(f"The container {name} could not be made."):
             self._api.create_container_from_config(dict(config), name)
 
-    def put_file(self, name: str, path: str, content: bytes, *, uid: int) -> None:
-        """Puts a file that only ``uid`` can read into a container that was made; its folder has to be a volume."""
-        folder, _, file_name = path.rpartition("/")
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w") as tar:
-            item = tarfile.TarInfo(file_name)
-            item.size, item.mode, item.uid, item.gid = len(content), 0o400, uid, uid
-            tar.addfile(item, io.BytesIO(content))
+    def put(self, name: str, folder: str, archive: bytes) -> None:
+        """Unpacks a tar archive into a container that was made; the folder has to be a volume."""
         with _told(f"The container {name} could not be given its launch."):
-            self._api.put_archive(name, folder, packed.getvalue())
+            self._api.put_archive(name, folder, archive)
 
     def start(self, name: str) -> None:
         """Starts a container that was made."""
