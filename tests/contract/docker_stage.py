@@ -40,8 +40,8 @@ class SharingRunner(DockerRunner):
         self.volumes = set()
         """All that its containers had."""
 
-    def _make_container(self, launch, image):
-        super()._make_container(launch, image)
+    def _make_container(self, launch, image, code):
+        super()._make_container(launch, image, code)
         found = self.engine._api.inspect_container(container_name(launch.worker_id))
         self.volumes |= {item["Name"] for item in found["Mounts"] if item["Type"] == "volume"}
 
