@@ -8,8 +8,9 @@ that of the docker command's current context.
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ TIMEOUT_S = 60.0
 CONNECTIONS = 64
 """Kept open; each container's log takes one of its own while it is followed."""
 OLDEST_API = (1, 40)
-"""Docker 19.03: the first whose ``init``, log limits and events are as they are used here."""
+"""Docker 19.03."""
+_OLDEST_TEXT = ".".join(map(str, OLDEST_API))
 
 
 class EngineError(Exception):
@@ -306,10 +308,25 @@ def _client(environ: Mapping[str, str], timeout_s: float) -> tuple[docker.APICli
         if not url:
             settings = _of_context()
         settings.setdefault("base_url", "unix:///var/run/docker.sock")
-        api = docker.APIClient(
-            version="auto", timeout=timeout_s, max_pool_size=CONNECTIONS, **settings
-        )
-    return api, url or str(settings["base_url"])
+        url = str(settings["base_url"])
+        _knock(url)
+        settings |= {"timeout": timeout_s, "max_pool_size": CONNECTIONS}
+        # Not version="auto": a client that fails while it is made leaves its connection open.
+        with closing(docker.APIClient(version=_OLDEST_TEXT, **settings)) as probe:
+            probe.trust_env = False
+            version = probe.version(api_version=False)["ApiVersion"]
+        api = docker.APIClient(version=version, **settings)
+    # Else REQUESTS_CA_BUNDLE would take the place of the engine's own CA: https://github.com/psf/requests/issues/3829
+    api.trust_env = False
+    return api, url
+
+
+def _knock(url: str) -> None:
+    """Raises OSError where nobody listens on a socket of this machine: docker-py would leave its own open."""
+    scheme, _, path = url.partition("://")
+    if scheme in ("unix", "http+unix"):
+        with socket.socket(socket.AF_UNIX) as found:
+            found.connect(path if path.startswith("/") else f"/{path}")
 
 
 def _facts(api: docker.APIClient, url: str) -> EngineFacts:
@@ -374,8 +391,16 @@ def _away(what: str, error: Exception, *, is_first: bool) -> EngineAway:
         message = "DOCKER_HOST=ssh://… needs the package paramiko, which is not installed."
         return EngineAway(message, "Install it: pip install 'docker[ssh]'.")
     if is_first:
-        return EngineAway(what, "Start Docker, or set DOCKER_HOST to where it listens.")
+        reason = "" if _is_nobody_there(text) else text
+        return EngineAway(
+            _with_reason(what, reason), "Start Docker, or set DOCKER_HOST to where it listens."
+        )
     return EngineAway(f"{what} The Docker engine does not answer.", "Is it running?")
+
+
+def _is_nobody_there(text: str) -> bool:
+    """Whether the transport says only, at length, that nobody listens."""
+    return any(word in text for word in ("FileNotFoundError", "Connection refused", "No such file"))
 
 
 def _with_reason(what: str, reason: str) -> str:
