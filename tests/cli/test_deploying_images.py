@@ -1,5 +1,8 @@
 """``multinode deploy`` where the control plane orders an image, with a scripted engine to build it."""
 
+import subprocess
+import sys
+
 import pytest
 from tests.cli.scripted_control_plane import (
     Lines,
@@ -168,3 +171,8 @@ def test_describe_shows_the_image(cli, project, deployable):
     deployable.on("GET", "/v1/projects/billing", wire.ProjectDetail(info, []))
     said = cli("describe", "billing").out
     assert "image        sha256:made, made from python:3.12-bookworm@sha256:base" in said
+
+
+def test_docker_is_imported_only_where_an_image_is_made():
+    code = "import sys, multinode_cli.commands.releasing; sys.exit(not {'docker', 'requests'}.isdisjoint(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
