@@ -196,6 +196,13 @@ def test_doctor_looks_at_the_engine_and_tries_a_container(deployed, engine):
     assert engine.containers.list(all=True, filters=label) == []
 
 
+def test_functions_run_after_a_stop_and_a_start(deployed):
+    """The network goes with the server, and comes back with the same addresses."""
+    deployed.run("server", "stop", "--now")
+    deployed.run("server", "start")
+    assert json.loads(deployed.run("invoke", "shop/add", "1", "2")) == 3
+
+
 def test_memory_over_its_limit_is_told_with_the_limit(deployed):
     done = deployed.call("invoke", "shop/fill", "200")
     assert done.returncode == 1

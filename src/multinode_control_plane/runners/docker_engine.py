@@ -7,6 +7,7 @@ that of the docker command's current context.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
 from collections.abc import Iterator, Mapping
@@ -215,7 +216,7 @@ class Engine:
                 self._api.create_network(
                     name,
                     driver="bridge",
-                    ipam={"Driver": "default", "Config": [{"Subnet": subnet}]} if subnet else None,
+                    ipam=_ipam(subnet) if subnet else None,
                     labels=dict(labels),
                     check_duplicate=True,
                     options={"com.docker.network.bridge.enable_icc": "false"},
@@ -354,6 +355,12 @@ def _of_context() -> dict[str, Any]:
     if context is None or not context.Host:
         return {}
     return {"base_url": context.Host, **({"tls": context.TLSConfig} if context.TLSConfig else {})}
+
+
+def _ipam(subnet: str) -> dict[str, Any]:
+    """The gateway is named: the engine tells none that it chose itself for a subnet that was asked for."""
+    gateway = str(next(ipaddress.ip_network(subnet).hosts()))
+    return {"Driver": "default", "Config": [{"Subnet": subnet, "Gateway": gateway}]}
 
 
 @contextmanager
