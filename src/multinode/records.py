@@ -1,10 +1,12 @@
-"""``Record``: the frozen dataclasses of workers and wire, without what dataclasses cost.
+"""``Record``: the frozen dataclasses of workers and wire, without what dataclasses cost; and what they are in JSON.
 
 A type checker sees a frozen dataclass (PEP 681), and so does a reader. At run time a class costs 15 µs instead of 700, since
 nothing is compiled, and neither ``dataclasses`` nor ``typing`` is imported: of a worker's 40 ms that were 45.
 """
 
 from __future__ import annotations
+
+import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,3 +79,26 @@ class Record:
     def __repr__(self) -> str:
         shown = (f"{name}={self.__dict__[name]!r}" for name in self.fields if name not in _SECRET)
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def to_plain(value: Any) -> Any:
+    """``value`` as dicts, lists and scalars that ``json`` takes."""
+    if isinstance(value, Record):
+        return {name: to_plain(item) for name, item in vars(value).items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    return value
+
+
+def dumps(value: Any) -> bytes:
+    """``value`` as JSON in ASCII (lone surrogates stay escapes)."""
+    return json.dumps(value, default=_fields_of, separators=(",", ":")).encode("ascii")
+
+
+def _fields_of(value: Any) -> Dict[str, Any]:
+    if not isinstance(value, Record):
+        message = f"{type(value).__name__} does not cross the network"
+        raise TypeError(message)
+    return vars(value)

@@ -14,6 +14,8 @@ import json
 from functools import lru_cache
 
 from .records import Record
+from .records import dumps as dumps
+from .records import to_plain as to_plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -621,29 +623,6 @@ class Empty(Record):
 
 
 # --- JSON -----------------------------------------------------------------------------------------------
-
-
-def to_plain(value: Any) -> Any:
-    """``value`` as dicts, lists and scalars that ``json`` takes."""
-    if isinstance(value, Record):
-        return {name: to_plain(item) for name, item in vars(value).items()}
-    if isinstance(value, (list, tuple)):
-        return [to_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: to_plain(item) for key, item in value.items()}
-    return value
-
-
-def dumps(value: Any) -> bytes:
-    """``value`` as JSON in ASCII (lone surrogates stay escapes)."""
-    return json.dumps(value, default=_fields_of, separators=(",", ":")).encode("ascii")
-
-
-def _fields_of(value: Any) -> Dict[str, Any]:
-    if not isinstance(value, Record):
-        message = f"{type(value).__name__} does not cross the network"
-        raise TypeError(message)
-    return vars(value)
 
 
 def loads(cls: Type[T], data: Union[bytes, str]) -> T:
