@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from multinode.client import Client, path_of
+from multinode.credentials import redact
 from multinode.distribution import sdk_digest
 from multinode.errors import (
     BundleNotFound,
@@ -41,7 +42,6 @@ from multinode.wire import (
 from multinode_cli.checks import check_code
 from multinode_cli.environments import environment_spec, follow_build
 from multinode_cli.errors import raise_for_problems
-from multinode_cli.images.indexes import redact
 from multinode_cli.tasks_folder import (
     Bundle,
     ProjectFile,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from multinode.credentials import redact
 from multinode.errors import InputError
 
 _PIP_NAMES = {
@@ -85,11 +86,6 @@ def read_indexes(
     }
     cleaned, credentials = _without_credentials(texts)
     return Indexes({**variables, **credentials}, {**files, **cleaned})
-
-
-def redact(text: str) -> str:
-    """``text`` with ``user:password@`` taken out of every URL in it."""
-    return _CREDENTIALS.sub("***@", text)
 
 
 def _translated(settings: Mapping[str, str]) -> dict[str, str]:

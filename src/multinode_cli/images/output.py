@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Protocol
 
-from multinode_cli.images.indexes import redact
+from multinode.credentials import redact
 
 STEP = "== "
 """What begins a line of the build's output that says which step begins (``templates/image``)."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from multinode.credentials import redact
 from multinode.limits import shorten
 from multinode.wire import ErrorBody
 
@@ -38,7 +39,6 @@ _FROM_PIP = {
 """uv does not read pip's settings. See https://docs.astral.sh/uv/pip/compatibility/."""
 _OLDER_NAMES = {"UV_DEFAULT_INDEX": "UV_INDEX_URL", "UV_INDEX": "UV_EXTRA_INDEX_URL"}
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
 _NO_NETWORK = ("error sending request", "dns error", "tcp connect error", "network was disabled")
 _DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded")
 _NOISE = re.compile(r"|\^+|hint:.*--.*")
@@ -89,11 +89,6 @@ def _with_uv_names(settings: Mapping[str, str]) -> dict[str, str]:
 def _uv_list(uv_name: str, value: str) -> str:
     # pip separates by white space; uv does too, but for its find-links.
     return ",".join(value.split()) if uv_name == "UV_FIND_LINKS" else value
-
-
-def redact(text: str) -> str:
-    """``text`` with ``user:password@`` taken out of every URL in it."""
-    return _CREDENTIALS.sub("***@", text)
 
 
 async def run_uv(

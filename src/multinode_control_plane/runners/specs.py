@@ -6,6 +6,7 @@ import base64
 import re
 from pathlib import PurePosixPath
 
+from multinode.credentials import redact
 from multinode.errors import InputError, InvalidRequest
 from multinode.wire import EnvironmentSpec
 from multinode_control_plane.runners import resolver
@@ -39,7 +40,7 @@ def counted(spec: EnvironmentSpec) -> dict[str, object]:
     Credentials in index settings do not count: tokens that expire would make a new environment each time.
     """
     settings = {
-        name: resolver.redact(value)
+        name: redact(value)
         for name, value in (spec.settings or {}).items()
         if not name.endswith(("_PASSWORD", "_USERNAME"))
     }
