@@ -17,10 +17,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
@@ -33,7 +33,7 @@ from multinode_control_plane.api.border import Border, KnownHosts
 from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.installation import collect
 from multinode_control_plane.api.routes import WORKER_ENDPOINTS, make_app
-from multinode_control_plane.runners import Runner
+from multinode_control_plane.runners import Runner, whole_files
 from multinode_control_plane.runners.choice import choose
 from multinode_control_plane.scheduler import Scheduler
 from multinode_control_plane.service import access, invocations
@@ -249,7 +249,7 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
     collecting = asyncio.get_running_loop().create_task(_collect_regularly(plane))
     server_file = settings.home / "server.json"
     _handle_signals(stop, foreground=foreground)
-    write_private(server_file, _server_file(settings, url, local.key, choice.reason))
+    whole_files.write(server_file, _json(_server_file(settings, url, local.key, choice.reason)))
     ready.up(url)
     log.info("listening on %s", url)
     why = f", {choice.reason}" if choice.reason else ""
@@ -276,7 +276,8 @@ async def _collect_regularly(plane: ControlPlane) -> None:
         try:
             unused_s = plane.context.settings.keep_unused_s
             done = await collect(plane, unused_s=unused_s, dry_run=False)
-            log.info("removed %d things that no version uses", len(done))
+            if done:
+                log.info("removed %d things that no version uses", len(done))
         except Exception:  # the outermost edge: the next hour tries again
             log.exception("what no version uses could not be removed")
 
@@ -356,7 +357,7 @@ class Local:
         """Writes key and ports (0600); the one for workers is kept where there is none this time."""
         self.port, self.worker_port = port, worker_port or self.worker_port
         known = {"key": self.key, "port": port, "worker_port": self.worker_port}
-        write_private(self._path, known)
+        whole_files.write(self._path, _json(known))
 
 
 async def _ensure_local_key(store: Store, local: Local) -> None:
@@ -472,14 +473,5 @@ def _server_file(settings: Settings, url: str, key: str | None, reason: str) -> 
     }
 
 
-def write_private(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON that only this user can read, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    opener: Callable[[str, int], int] = lambda name, flags: os.open(name, flags, 0o600)  # noqa: E731
-    file: IO[str]
-    with open(temporary, "w", opener=opener) as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1).encode()

@@ -10,6 +10,7 @@ import pytest
 
 from multinode.errors import BundleNotFound, BundleTooLarge, InvalidRequest, StorageFull
 from multinode_control_plane.runners import bundles as bundles_module
+from multinode_control_plane.runners import whole_files
 from multinode_control_plane.runners.bundles import Bundles
 
 
@@ -62,7 +63,7 @@ def test_a_full_disk_is_said_and_nothing_is_kept(bundles, tmp_path, monkeypatch)
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(bundles_module, "_keep", full)
+    monkeypatch.setattr(whole_files, "keep", full)
     with pytest.raises(StorageFull, match="disk is full"):
         put(bundles, archive({"main.py": b"x = 1\n"}))
     assert files_below(tmp_path / "bundles") == []

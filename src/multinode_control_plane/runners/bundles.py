@@ -14,19 +14,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-import os
 import re
 import secrets
 import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterable, Collection
-from contextlib import suppress
 from pathlib import Path
 
 from multinode.errors import BundleNotFound, BundleTooLarge, InvalidRequest, StorageFull
 from multinode.limits import MAX_BUNDLE_BYTES
 from multinode.worker import processes
+from multinode_control_plane.runners import whole_files
 from multinode_control_plane.runners.storage import Stored, note_use, used_at
 
 _WRITABLE = 0o222
@@ -110,7 +109,7 @@ class Bundles:
                     message = f"The bundle's SHA-256 is {digest.hexdigest()}, not {sha256} as it was named."
                     raise InvalidRequest(message, "It was changed on its way: deploy again.")
                 file.flush()
-                await asyncio.to_thread(_keep, file.fileno(), writing, target)
+                await asyncio.to_thread(whole_files.keep, file.fileno(), writing, target)
             finally:
                 writing.unlink(missing_ok=True)
 
@@ -160,13 +159,3 @@ def _too_large() -> BundleTooLarge:
 def _no_room() -> StorageFull:
     message = "The control plane's disk is full: the bundle was not stored."
     return StorageFull(message, "Free some space where its data folder lies, then deploy again.")
-
-
-def _keep(descriptor: int, writing: Path, target: Path) -> None:
-    """Puts a written file under its name, so that it is there after a power cut."""
-    os.fsync(descriptor)
-    writing.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    with suppress(OSError):  # not every file system can
-        os.fsync(folder)
-    os.close(folder)

@@ -41,6 +41,7 @@ from multinode_control_plane.runners import (
     WorkerEnd,
     WorkerLaunch,
     WorkerNotMadeError,
+    whole_files,
 )
 from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.runners.docker_checks import check_engine
@@ -201,7 +202,7 @@ class DockerRunner:
         except EngineError:  # something else has the subnet by now
             made = self.engine.network(self._plan.network, labels)
         if made.subnet != known:
-            path.write_text(json.dumps({"subnet": made.subnet}))
+            whole_files.write(path, json.dumps({"subnet": made.subnet}).encode())
         return made
 
     async def open(self, on_end: OnEnd, worker_url: str) -> None:
@@ -561,10 +562,7 @@ def _installation(data_dir: Path) -> str:
     """The id of this data folder, made when it is first asked for."""
     path = data_dir / "installation"
     if not path.exists():
-        data_dir.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(".installation")
-        draft.write_text(secrets.token_hex(6))
-        draft.replace(path)
+        whole_files.write(path, secrets.token_hex(6).encode())
     return path.read_text().strip()
 
 

@@ -38,7 +38,7 @@ from multinode.wire import (
     dumps,
     loads,
 )
-from multinode_control_plane.runners import specs
+from multinode_control_plane.runners import specs, whole_files
 from multinode_control_plane.runners.docker_engine import (
     Engine,
     EngineError,
@@ -160,7 +160,7 @@ class Images:
             image=report.image,
             base_image=report.base_image,
         )
-        await asyncio.to_thread(self._write, info)
+        await asyncio.to_thread(whole_files.write, self._path(info.digest), dumps(info))
         return info.replace(created=True)
 
     def _check_name(self, image: str) -> None:
@@ -258,8 +258,3 @@ class Images:
             message = f"{digest!r:.100} is no digest of an environment."
             raise InvalidRequest(message)
         return self._folder / f"{digest}.json"
-
-    def _write(self, info: EnvironmentInfo) -> None:
-        draft = self._folder / f".{info.digest}"
-        draft.write_bytes(dumps(info))
-        draft.replace(self._path(info.digest))
