@@ -326,6 +326,7 @@ class Virtualenvs:
                 await _undisturbed(_copy_sdk, workshop.sdk)
                 await _compile(workshop.python, workshop.sdk / "multinode")
                 kept.parent.mkdir(parents=True, exist_ok=True)
+                await _undisturbed(os.sync)  # once a Python: it is taken for whole from now on
                 workshop.sdk.rename(kept)
         await _undisturbed(_copy_linked, kept, workshop.sdk)
 
