@@ -170,11 +170,9 @@ class Client:
     def close(self) -> None:
         """Closes the connections that are idle; the client can be used again."""
         while True:
-            try:
+            try:  # asking before would be no use: another thread may take the last one
                 idle = self._idle.pop()
-            except (
-                IndexError
-            ):  # asking before would be no use: another thread may take the last one
+            except IndexError:
                 return
             idle.close()
 

@@ -223,9 +223,8 @@ def _told_spec(target: Target) -> EnvironmentSpec:
 def upload(built: Built, client: Client) -> Built:
     """Send the bundle, unless the control plane has it."""
     path = path_of("bundles", built.target.bundle.digest)
-    with suppress(
-        BundleNotFound, UnexpectedAnswer
-    ):  # an answer to HEAD has no body to tell them apart
+    # An answer to HEAD has no body to tell them apart.
+    with suppress(BundleNotFound, UnexpectedAnswer):
         client.call(bytes, "HEAD", path)
         return built
     client.call(Empty, "PUT", path, built.target.bundle.archive)

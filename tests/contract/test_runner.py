@@ -33,6 +33,7 @@ from tests.hand_made_image import needs_engine
 from multinode.codec import encode_input
 from multinode.wire import Assignment, BuildRequest, EnvironmentSpec
 from multinode_control_plane.runners import WorkerLaunch, WorkerNotMadeError
+from multinode_control_plane.runners.docker_containers import HOME
 from multinode_control_plane.runners.docker_engine import Engine
 from multinode_control_plane.runners.process import ProcessRunner
 from multinode_control_plane.runners.worker_processes import is_held, is_living
@@ -314,7 +315,7 @@ class DockerStage(Stage):
         return self.containers.host_pid(launch.worker_id, int(marker.read_text()))
 
     def work_dir(self, launch):
-        return f"/work/{launch.worker_id}"
+        return f"{HOME}/{launch.worker_id}"
 
     def has_ended(self, launch):
         return not self.containers.is_running(launch.worker_id)

@@ -92,15 +92,17 @@ def test_large_code_is_fetched_by_the_worker(tmp_path, monkeypatch):
     [
         (0, False, "", None),
         (0, True, "", None),  # only a child was killed, which the supervisor has reported
-        (1, False, "its supervisor exited with code 1: no module", None),
+        (1, False, "its supervisor exited with code 1", None),
         (139, False, "its supervisor was killed by signal 11", 11),
         (137, False, "its supervisor was killed by signal 9", 9),
         (137, True, "killed: out of memory at its limit of 64 MiB", 9),
     ],
 )
-def test_an_end_says_what_is_known_of_it(exit_code, is_out_of_memory, detail, number):
+@pytest.mark.parametrize("said", ["", "gave up: no such URL"])
+def test_an_end_says_what_is_known_of_it(exit_code, is_out_of_memory, detail, number, said):
     state = ContainerState("c", {}, "exited", exit_code, is_out_of_memory, memory_mib=64)
-    end = end_of("wrk-1", state, "no module\n")
-    assert (end.detail, end.signal) == (detail, number)
+    end = end_of("wrk-1", state, f"{said}\n")
+    assert end.detail == (f"{detail}: {said}" if detail and said else detail or said)
+    assert end.signal == number
     assert end.exit_code == (exit_code if number is None else None)
     assert end.out_of_memory == (is_out_of_memory and number == 9)

@@ -22,6 +22,7 @@ from tests.images.certificates import write_certificates
 from multinode import wire
 from multinode.errors import EngineUnavailable, EnvironmentBuildFailed
 from multinode.wire import EnvironmentSpec
+from multinode_control_plane.runners.docker_containers import HOME
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -54,7 +55,7 @@ def test_it_is_labelled_runs_nothing_by_itself_and_is_compiled(shared_bench):
     assert (config["User"], config["WorkingDir"]) == ("1000:1000", "/work")
     code = "import multinode.wire as w, os, jsonpickle as j; print(*(os.path.exists(m.__cached__) for m in (w, j)))"
     assert bench.run(report.image, "python", "-c", code, read_only=True) == "True True\n"
-    owner = "import os; open('/work/x', 'w'); print(os.stat('/work').st_uid)"
+    owner = f"import os; open('{HOME}/x', 'w'); print(os.stat('{HOME}').st_uid)"
     assert bench.run(report.image, "python", "-c", owner) == "1000\n"
 
 

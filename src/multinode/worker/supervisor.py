@@ -127,9 +127,8 @@ def supervise(launch: Launch, prepared: Prepared) -> NoReturn:
     except Exception as error:  # the outermost edge
         say(launch, f"{type(error).__name__}: {error}")
     finally:
-        if (
-            supervisor is None or not supervisor.is_childless
-        ):  # else its pid may be another's by now
+        # Of a child that was reaped, the pid may be another's by now.
+        if supervisor is None or not supervisor.is_childless:
             processes.kill_group(child.pid)
         if cgroup is not None:
             cgroup.kill()

@@ -161,9 +161,8 @@ class Engine:
         """Kills a container and waits until it is gone."""
         with suppress(DockerException, RequestException):
             self._api.remove_container(container, v=True, force=True)
-        with suppress(
-            DockerException, RequestException
-        ):  # where the engine was removing it already
+        # Where the engine was removing it already.
+        with suppress(DockerException, RequestException):
             self._api.wait(container, condition="removed", timeout=CONNECT_S)
 
     def close(self) -> None:

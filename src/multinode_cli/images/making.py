@@ -39,9 +39,8 @@ def make_image(
         work = _Work(engine, order, context, progress, environ)
         if order.registry is None:
             return work.report(spec, work.built(no_cache=no_cache))
-        there = work.is_pushed(
-            order.registry
-        )  # before the build: nobody waits for one that cannot be pushed
+        # Before the build: nobody waits for one that cannot be pushed.
+        there = work.is_pushed(order.registry)
         image = work.pulled(order.registry) if there and not no_cache else ""
         if not image:
             work.built(no_cache=no_cache)

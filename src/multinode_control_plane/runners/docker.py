@@ -270,9 +270,8 @@ class DockerRunner:
     ) -> None:
         try:
             await self._do(self._make_container, launch, image, code)
-        except (
-            NotInEngine
-        ):  # its image, which a registry may have, or the network, which somebody pruned
+        except NotInEngine:
+            # Its image, which a registry may have, or the network, which somebody pruned.
             await self.images.fetch(image)
             await self._do(self._make_network)
             await self._do(self._make_container, launch, image, code)
@@ -443,7 +442,7 @@ class DockerRunner:
             try:
                 state = await self._do(self.engine.container, worker.container)
                 if not state.is_running:
-                    stderr = await self._do(self._stderr, state) if state.exit_code else ""
+                    stderr = await self._do(self._stderr, state)
                     return end_of(worker.worker_id, state, stderr)
             except NotInEngine:
                 return WorkerEnd(worker.worker_id, detail="its container was removed")
@@ -552,9 +551,8 @@ class DockerRunner:
         self._tasks.discard(task)
         if not task.cancelled():
             error = task.exception()
-            if error is not None and not isinstance(
-                error, EngineError
-            ):  # those are told by `start`
+            told_by_start = isinstance(error, EngineError)
+            if error is not None and not told_by_start:
                 log.error("an action on the engine failed", exc_info=error)
 
 

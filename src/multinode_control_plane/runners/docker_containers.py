@@ -170,10 +170,10 @@ def end_of(worker_id: str, state: ContainerState, stderr: str) -> WorkerEnd:
         detail = f"its supervisor exited with code {exit_code}"
     else:
         detail = ""
-    said = stderr.strip()[-_STDERR_CHARACTERS:] if exit_code else ""
+    said = stderr.strip()[-_STDERR_CHARACTERS:]  # one that gave up exits with 0, and says why
     return WorkerEnd(
         worker_id=worker_id,
-        detail=f"{detail}: {said}" if said else detail,
+        detail=": ".join(filter(None, (detail, said))),
         exit_code=exit_code,
         signal=number,
         out_of_memory=is_out_of_memory,

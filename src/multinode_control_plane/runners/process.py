@@ -277,9 +277,7 @@ class ProcessRunner:
                 found = read(path)
                 dead += [] if found is None else [found]
                 path.unlink(missing_ok=True)
-            elif (
-                path.suffix == ".json"
-            ):  # else it is a draft, which its supervisor is about to rename
+            elif path.suffix == ".json":  # else a draft, which its supervisor is about to rename
                 held.append(path.stem)
         for folder in (self._data_dir / "work").iterdir():
             if folder.name not in held and folder.name not in self._workers:
