@@ -11,7 +11,7 @@ import os
 import sys
 
 from . import processes, supervisor
-from .launch import Launch, from_json
+from .launch import ARGUMENTS, Launch, from_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _begin_anew(launch: Launch, env: Dict[str, str]) -> NoReturn:
     os.set_inheritable(reading, True)
     os.write(writing, launch.replace(interpreter_env=None).to_json().encode())  # a pipe holds it
     os.close(writing)
-    arguments = [sys.executable, "-m", "multinode.worker", "--launch-fd", str(reading)]
+    arguments = [sys.executable, *ARGUMENTS, "--launch-fd", str(reading)]
     os.execve(sys.executable, arguments, {**os.environ, **env})
 
 

@@ -81,9 +81,7 @@ class Starter:
             if watched is not None and self._connection is None:
                 selector.unregister(watched)
                 watched.close()
-            if (
-                not is_prepared
-            ):  # its first worker does not wait for the imports that later ones need
+            if not is_prepared:  # its first worker does not wait for what later ones need
                 _prepare()
                 is_prepared = True
             self._refill()
