@@ -56,6 +56,8 @@ class FakeControlPlane:
         self.records: Dict[str, Record] = {}
         self.bundles: Dict[str, bytes] = {}
         self.changed = threading.Condition()
+        self.on_exchange: Callable[[str], object] = lambda worker_id: None
+        """Called with the id of a worker that has its assignment, in the plane's thread."""
         self._ids = itertools.count(1)
         self._server: Optional[_Server] = None
         self._host, self._port = host, 0
@@ -137,6 +139,7 @@ class FakeControlPlane:
         record.nonce = request.nonce
         record.exchanges += 1
         record.exchanged_at = time.monotonic()
+        self.on_exchange(record.worker_id)
         return 200, record.assignment
 
     def claim(self, body: bytes, token: str) -> Answer:

@@ -263,6 +263,11 @@ class Scheduler:
             lease.unreachable = lease.stopped = False
             self._spawn(self._store(lambda tx: executions.set_unreachable(tx, worker_id, False)))
 
+    def claimed(self, worker_id: str) -> None:
+        """The worker has its execution."""
+        self.heard(worker_id)
+        self.runner.claimed(worker_id)
+
     def ended(self, worker_id: str) -> None:
         """The worker has reported the end of its execution, which is stored."""
         if worker_id in self._leases:

@@ -18,6 +18,7 @@ import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -213,11 +214,14 @@ class Stage:
     async def opened(self, *adopted):
         self.runner = self.make_runner()
         self.ends = Ends()
+        loop = asyncio.get_running_loop()
+        self.plane.on_exchange = partial(loop.call_soon_threadsafe, self.runner.claimed)
         await self.runner.open(self.ends, self.plane.url)
         self.adopted = await self.runner.adopt(adopted)
         try:
             yield self.runner
         finally:
+            self.plane.on_exchange = lambda worker_id: None
             await self.runner.close()
 
     async def put_bundle(self):
@@ -980,5 +984,24 @@ def test_what_ended_while_the_control_plane_was_away_has_its_output_all_the_same
             text = "".join(item.text for item in await stage.logs(launch))
             assert text.split() == [str(number) for number in range(20)]
             assert stage.left() == []
+
+    asyncio.run(main())
+
+
+@ONLY_DOCKER
+def test_an_adopted_container_has_the_cpu_of_its_function(stage, tmp_path):
+    async def main():
+        def quota():
+            return stage.containers.inspect(launch.worker_id)["HostConfig"]["CpuQuota"]
+
+        marker = tmp_path / "marker"
+        async with stage.opened():
+            stage.plane.on_exchange = lambda _: None  # it died before it could
+            launch = await stage.start_and_wait_for(marker, "sleep", str(marker))
+            assert quota() == 100_000
+        async with stage.opened(launch.worker_id):
+            await until(lambda: quota() == 10_000)
+            await stage.runner.stop(launch.worker_id, 0.0)
+            await stage.ends.of(launch.worker_id)
 
     asyncio.run(main())

@@ -10,6 +10,7 @@ from multinode.worker.launch import from_json
 from multinode_control_plane.runners import WorkerLaunch, docker_containers
 from multinode_control_plane.runners.docker_containers import (
     ContainerPlan,
+    cpu_limit,
     end_of,
     make_config,
     make_launch,
@@ -38,13 +39,18 @@ def launch(**changes):
 
 def test_a_container_has_the_limits_of_its_function():
     host = make_config(PLAN, launch(), "sha256:x")["HostConfig"]
-    assert host["NanoCpus"] == 500_000_000
+    assert (host["CpuQuota"], host["CpuPeriod"], host["CpuShares"]) == (100_000, 100_000, 512)
     assert host["Memory"] == host["MemorySwap"] == 256 * 2**20
 
 
-@pytest.mark.parametrize(("cpu", "nano_cpus"), [(16.0, 2_000_000_000), (0.001, 10_000_000)])
-def test_cpu_is_what_the_engine_takes(cpu, nano_cpus):
-    assert make_config(PLAN, launch(cpu=cpu), "x")["HostConfig"]["NanoCpus"] == nano_cpus
+@pytest.mark.parametrize(("cpu", "quota"), [(16.0, 200_000), (0.25, 25_000), (0.001, 1_000)])
+def test_cpu_is_what_the_engine_takes(cpu, quota):
+    assert cpu_limit(cpu, 2) == {"CpuQuota": quota, "CpuPeriod": 100_000}
+
+
+@pytest.mark.parametrize(("cpu", "quota"), [(16.0, 200_000), (1.5, 150_000), (0.001, 100_000)])
+def test_a_container_starts_with_a_whole_cpu_at_the_least(cpu, quota):
+    assert make_config(PLAN, launch(cpu=cpu), "x")["HostConfig"]["CpuQuota"] == quota
 
 
 def test_memory_is_no_less_than_the_engine_takes():

@@ -57,6 +57,9 @@ class ToldRunner:
             raise self.start_error
         self.living.add(launch.worker_id)
 
+    def claimed(self, worker_id: str) -> None:
+        """It has no limits."""
+
     async def stop(self, worker_id: str, grace_s: float) -> None:
         self.stops.append(worker_id)
         if self.ends_when_stopped and worker_id in self.living:

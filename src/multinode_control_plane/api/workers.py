@@ -22,7 +22,7 @@ async def exchange(call: Call) -> wire.Assignment:
             lambda tx: cases.exchange(tx, plane.context, request),
             durable=False,  # after a power cut the worker is gone, or exchanges again
         )
-        plane.scheduler.heard(request.worker_id)
+        plane.scheduler.claimed(request.worker_id)
     plane.scheduler.remember(hash_secret(assignment.token), who)
     return assignment
 

@@ -112,6 +112,9 @@ class Runner(Protocol):
         Raises WorkerNotMadeError if it could not be made; then it is certain that it does not exist.
         """
 
+    def claimed(self, worker_id: str) -> None:
+        """The worker has its execution: what it was given for its start alone may be taken back. Returns at once."""
+
     async def stop(self, worker_id: str, grace_s: float) -> None:
         """Asks the worker to end (SIGTERM), and kills all of it after ``grace_s``; 0 kills at once.
 

@@ -46,11 +46,14 @@ from multinode_control_plane.runners import (
 from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.runners.docker_checks import check_engine
 from multinode_control_plane.runners.docker_containers import (
+    CPU_LABEL,
     EXECUTION_LABEL,
     HOME,
+    STARTING_CPU,
     WORKER_LABEL,
     ContainerPlan,
     container_name,
+    cpu_limit,
     end_of,
     make_config,
     make_launch,
@@ -95,6 +98,7 @@ class _Worker:
     """A worker whose container is not known to have ended."""
 
     worker_id: str
+    cpu: float
     log_file: Path
     started: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when its container runs."""
@@ -103,6 +107,9 @@ class _Worker:
     is_wanted: bool = True
     """Whether ``on_end`` is to be called."""
     is_ending: bool = False
+    is_claimed: bool = False
+    """Whether it has its execution: from then on ``cpu`` is its limit."""
+    is_limited: bool = False
     stop_signal: str = ""
     """The last one that it was sent."""
     timers: list[asyncio.TimerHandle] = field(default_factory=list, repr=False)
@@ -250,7 +257,7 @@ class DockerRunner:
         except OSError as error:
             message = f"The code cannot be laid out: {error}"
             raise WorkerNotMadeError(message) from error
-        worker = _Worker(launch.worker_id, self._logs.path(launch.execution_id))
+        worker = _Worker(launch.worker_id, launch.cpu, self._logs.path(launch.execution_id))
         self._workers[launch.worker_id] = worker
         making = self._spawn(self._make(worker, launch, image, code))
         try:
@@ -314,6 +321,28 @@ class DockerRunner:
         worker.copy = OutputCopy(self.engine, worker.container, worker.log_file, on_end)
         worker.copy.start()
 
+    def claimed(self, worker_id: str) -> None:
+        """From now on it has the cpu of its function: see ``Runner.claimed``."""
+        worker = self._workers.get(worker_id)
+        if worker is not None:
+            worker.is_claimed = True
+            self._spawn(self._limit(worker))
+
+    async def _limit(self, worker: _Worker) -> None:
+        """Takes back the cpu that it had for its start, once it needs no more of it."""
+        await worker.started.wait()
+        if worker.is_limited or worker.is_ending or worker.cpu >= STARTING_CPU:
+            return
+        limit = cpu_limit(worker.cpu, self._plan.cores)
+        try:
+            await self._do(self.engine.limit_cpu, worker.container, limit)
+        except EngineAway as error:  # it is tried again when the engine is there again
+            log.warning("%s", error)
+        except EngineError as error:  # as a rule it has ended meanwhile
+            log.debug("%s", error)
+        else:
+            worker.is_limited = True
+
     # --- stopping --------------------------------------------------------------------------------------
 
     async def stop(self, worker_id: str, grace_s: float) -> None:
@@ -363,9 +392,11 @@ class DockerRunner:
             if worker_id in self._workers:
                 continue
             if worker_id in wanted and state.is_running:
-                worker = _Worker(worker_id, self._log_of(state))
+                cpu = float(state.labels[CPU_LABEL])
+                worker = _Worker(worker_id, cpu, self._log_of(state))
                 self._workers[worker_id] = worker
                 self._follow(worker)
+                self.claimed(worker_id)  # whether it is, or how far that got, is not known
                 adopted.add(worker_id)
             else:
                 await self._clear(state, keeps_output=worker_id in wanted)
@@ -405,8 +436,11 @@ class DockerRunner:
                 state = by_id.get(worker.worker_id)
                 if state is None or not state.is_running:
                     self._died(worker.worker_id)
-                elif worker.stop_signal:
+                    continue
+                if worker.stop_signal:
                     self._signal(worker, worker.stop_signal)
+                if worker.is_claimed:
+                    self._spawn(self._limit(worker))
             for state in found:
                 if state.labels[WORKER_LABEL] not in self._workers:
                     await self._remove(state.name)

@@ -147,6 +147,13 @@ class Engine:
         with _told(f"The container {name} could not be started."):
             self._api.start(name)
 
+    def limit_cpu(self, name: str, limit: Mapping[str, int]) -> None:
+        """Changes how much cpu a container that runs has: ``CpuQuota`` in each ``CpuPeriod``. Raises NotInEngine."""
+        with _told(f"The cpu of the container {name} could not be limited."):
+            self._api.update_container(
+                name, cpu_quota=limit["CpuQuota"], cpu_period=limit["CpuPeriod"]
+            )
+
     def kill(self, name: str, signal: str) -> None:
         """Sends a signal; nothing happens where it does not run any more."""
         with suppress(NotInEngine), _told(f"The container {name} could not be sent {signal}."):

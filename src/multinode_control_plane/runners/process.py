@@ -227,6 +227,9 @@ class ProcessRunner:
             del self._starters[starter.generation]
             starter.close()
 
+    def claimed(self, worker_id: str) -> None:
+        """Nothing: its limits are those of its function from the start."""
+
     # --- stopping --------------------------------------------------------------------------------------
 
     async def stop(self, worker_id: str, grace_s: float) -> None:
