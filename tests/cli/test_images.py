@@ -19,7 +19,8 @@ from multinode.errors import (
 )
 from multinode.wire import EnvironmentSpec, Registry
 from multinode_cli.images import buildkit, engine, failures, making
-from multinode_cli.images.context import base_image_of, make_context
+from multinode_cli.images.context import Context, base_image_of, make_context
+from multinode_cli.images.failures import EngineRefused
 from multinode_cli.images.indexes import hidden, read_indexes
 from multinode_cli.images.output import Output
 
@@ -404,13 +405,80 @@ def test_a_socket_that_this_user_may_not_use_is_said(forbidden_socket):
     assert "usermod -aG docker" in raised.value.hint
 
 
-def test_buildx_is_looked_for_on_the_path(tmp_path):
-    command = tmp_path / "docker"
-    for answer, expected in ((0, True), (1, False)):
-        command.write_text(f"#!/bin/sh\nexit {answer}\n")
-        command.chmod(0o755)
-        assert buildkit.is_there({"PATH": str(tmp_path)}) is expected
-    assert not buildkit.is_there({"PATH": ""})
+DOCKER_COMMAND = """\
+#!/bin/sh
+case "$*" in
+  "buildx version") exit {buildx} ;;
+  --version) echo "{version}" ;;
+  *) cat {log}; exit 1 ;;
+esac
+"""
+D20, D28 = "Docker version 20.10.24+dfsg1, build 297e128", "Docker version 28.2.2, build e6534b4"
+
+
+@pytest.fixture
+def docker_command(tmp_path):
+    def write(*, has_buildx=False, version=D28, log=""):
+        (tmp_path / "log").write_text(log)
+        text = DOCKER_COMMAND.format(
+            buildx=int(not has_buildx), version=version, log=tmp_path / "log"
+        )
+        (tmp_path / "docker").write_text(text)
+        (tmp_path / "docker").chmod(0o755)
+        return {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("has_buildx", "version", "expected"),
+    [
+        (True, D28, ["buildx", "build", "--builder", "far", "--load"]),
+        (True, D20, ["buildx", "build", "--builder", "far", "--load"]),
+        (False, D20, ["build"]),
+        (False, D28, None),
+        (False, "Docker version 19.03.15, build 99e3ed8919", None),
+        (False, "podman version 4.3.1", None),
+    ],
+)
+def test_buildkit_is_found_in_buildx_or_in_the_command(
+    docker_command, has_buildx, version, expected
+):
+    environ = docker_command(has_buildx=has_buildx, version=version)
+    kit = buildkit.find(environ, "far")
+    assert (list(kit.command[1:]) if kit else None) == expected
+    assert buildkit.find({**environ, "DOCKER_BUILDKIT": "0"}, "far") is None
+    assert buildkit.find({"PATH": ""}, "far") is None
+
+
+FAILED = """\
+#0 building with "default" instance using docker driver
+
+#4 [stage-0 2/3] RUN python install.py
+#4 sha256:864e7bbd6a1218660a471eae2006f402526649a15cd80bf43e0f7831325b037a
+#4 0.152 == Installing
+#4 0.200 resolved all
+#4 0.200 [x] DONE
+#4 0.201 #5 mine
+#4 0.274 boom
+#4 ERROR: executor failed running [/bin/sh -c python install.py]: exit code: 3
+------
+ > [stage-0 2/3] RUN python install.py:
+0.274 boom
+------
+ERROR: failed to solve: executor failed running [/bin/sh -c python install.py]: exit code: 3
+"""
+
+
+def test_of_buildkits_output_the_commands_lines_are_told_each_once(docker_command):
+    environ = docker_command(version=D20, log=FAILED)
+    kept = Output(Follower(), [])
+    with pytest.raises(EngineRefused, match=r"^ERROR: failed to solve: .* exit code: 3$"):
+        buildkit.build_image(
+            buildkit.find(environ, "default"), Context("base", {"Dockerfile": b""}, None), kept,
+            tag="t", labels={}, platform="linux/amd64", no_cache=False, environ=environ,
+        )  # fmt: skip
+    assert kept.lines == ["== Installing", "resolved all", "[x] DONE", "#5 mine", "boom"]
 
 
 @pytest.mark.parametrize(

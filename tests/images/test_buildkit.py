@@ -1,4 +1,4 @@
-"""Images built with BuildKit, through the docker command's buildx."""
+"""Images built with BuildKit, really: by the docker command's buildx, and by a docker command that has BuildKit inside."""
 
 from __future__ import annotations
 
@@ -7,73 +7,80 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
+from pathlib import Path
 
 import pytest
 from tests.images.bench import Follower, everything_saved, missing
 
 from multinode.errors import EnvironmentBuildFailed
 from multinode.wire import EnvironmentSpec
+from multinode_cli.images import buildkit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-STAND_IN = """\
-#!/bin/sh
-# Debian's docker command has BuildKit, and no buildx: this has the words of buildx that are used.
-shift
-[ "$1" = version ] && exit 0
-shift
-for word; do
-  shift
-  case $word in
-    --load) ;;
-    --builder) skip=1 ;;
-    *) [ -n "$skip" ] && skip= || set -- "$@" "$word" ;;
-  esac
-done
-DOCKER_BUILDKIT=1 exec {docker} build "$@"
-"""
+FETCHED = Path(__file__).parents[2] / ".buildx/docker-buildx"
+"""Where ``.ci/buildx`` puts it."""
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    """A PATH with a docker command that has buildx."""
-    inherited = os.environ["PATH"]
+@pytest.fixture(scope="module", params=["buildx", "inside"])
+def docker_command(request, tmp_path_factory):
+    """The environment in which the docker command has BuildKit in this way."""
+    folder = tmp_path_factory.mktemp("docker")
+    if request.param == "buildx":
+        environ = _with_buildx(folder)
+        assert "buildx" in buildkit.find(environ, "default").command
+    else:
+        environ = _with_it_inside(folder)
+        assert "buildx" not in buildkit.find(environ, "default").command
+    return environ
+
+
+def _with_buildx(folder):
+    environ = {"PATH": os.environ["PATH"], "DOCKER_CONFIG": str(folder)}
+    if FETCHED.exists():
+        plugins = folder / "cli-plugins"
+        plugins.mkdir()
+        (plugins / "docker-buildx").symlink_to(FETCHED)
     command = shutil.which("docker")
-    if command and _succeeds([command, "buildx", "version"]):
-        return inherited
-    for folder in inherited.split(os.pathsep):
-        command = os.path.join(folder, "docker")
-        if os.access(command, os.X_OK) and b"Debian" in _version(command):
-            made = tmp_path_factory.mktemp("bin") / "docker"
-            made.write_text(STAND_IN.format(docker=command))
-            made.chmod(0o755)
-            return f"{made.parent}{os.pathsep}{inherited}"
-    missing("there is no docker command here that has BuildKit")
-    return None
+    if command is None or not _says([command, "buildx", "version"], environ):
+        missing("the docker command has no buildx here (`.ci/buildx .buildx` fetches it)")
+    return environ
 
 
-def _succeeds(command):
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+def _with_it_inside(folder):
+    for place in os.environ["PATH"].split(os.pathsep):
+        command = os.path.join(place, "docker")
+        if os.access(command, os.X_OK) and " 20.10." in _says([command, "--version"]):
+            (folder / "bin").mkdir()
+            (folder / "bin/docker").symlink_to(command)
+            path = f"{folder}/bin{os.pathsep}{os.environ['PATH']}"
+            environ = {"PATH": path, "DOCKER_CONFIG": str(folder)}
+            if not _says([command, "buildx", "version"], environ):
+                return environ
+    return pytest.skip("there is no docker command 20.10 here without buildx")
 
 
-def _version(command):
-    """Debian's has BuildKit inside; Docker's own needs its plugin."""
-    said = subprocess.run([command, "--version"], capture_output=True, check=False).stdout
-    return b"Debian" if b"+dfsg" in said else b""
+def _says(command, environ=None):
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+    return done.stdout if done.returncode == 0 else ""
 
 
 def test_an_image_is_built_with_its_secrets_lent_and_without_them_inside(
-    shared_bench, path, index_of
+    shared_bench, docker_command, index_of
 ):
     bench = shared_bench
     index = index_of(bench)
     spec = EnvironmentSpec(
         base_image=bench.base_image,
-        requirements=f"from-env\n# {bench.mark}: BuildKit's cache outlives the images\n",
+        requirements=f"from-env\n# {_once()}\n",
         settings={"PIP_EXTRA_INDEX_URL": index.url("env", "env:env-pw")},
     )
-    report = bench.make(spec, PATH=path, PIP_CONFIG_FILE=index.pip_conf)
-    assert "Installing the requirements for Python 3.8.18" in bench.follower.steps
+    report = bench.make(spec, PIP_CONFIG_FILE=index.pip_conf, **docker_command)
+    assert bench.follower.steps[-2:] == [
+        "Installing the requirements for Python 3.8.18",
+        "Adding Multinode itself",
+    ]
     assert "from-env==1.0" in report.packages
     config = bench.api.inspect_image(report.image)
     assert config["Config"]["Labels"].items() >= bench.labels.items()
@@ -86,46 +93,82 @@ def test_an_image_is_built_with_its_secrets_lent_and_without_them_inside(
     assert [name for name, data in looked_at if b"env-pw" in data] == []
 
 
-def test_a_requirement_that_does_not_resolve_is_told_with_its_line(shared_bench, path):
+def _once():
+    """BuildKit's cache outlives the images, and a label of the base image alone makes no other layer."""
+    return f"{time.time_ns()}"
+
+
+def test_a_requirement_that_does_not_resolve_is_told_with_its_line_and_the_whole_log(
+    shared_bench, docker_command
+):
     spec = EnvironmentSpec(base_image=shared_bench.base_image, requirements="tqdm\nnumpy==1.26.1\n")
     with pytest.raises(EnvironmentBuildFailed) as raised:
-        shared_bench.make(spec, PATH=path)
+        shared_bench.make(spec, **docker_command)
     assert raised.value.message.startswith("numpy==1.26.1 needs Python <3.13,>=3.9;")
     assert raised.value.hint.startswith("requirements.txt:2: numpy==1.26.1\n")
+    told = shared_bench.follower.told
+    installing = told.index("Installing the requirements for Python 3.8.18")
+    assert [line[:15] for line in told[installing + 1 :] if line.startswith("Collecting")]
+    assert sum("No matching distribution" in line for line in told) == 1
+    assert not [line for line in told if line.startswith(("#", "---", " >"))]
 
 
-def test_pips_downloads_are_kept(shared_bench, path, index_of):
+def test_a_further_requirement_downloads_only_itself(shared_bench, docker_command, index_of):
     bench, index = shared_bench, index_of(shared_bench)
-    for number in range(2):
-        spec = EnvironmentSpec(
-            base_image=bench.base_image,
-            requirements=f"from-env\n# {number}, {bench.mark}\n",
-            settings={"PIP_EXTRA_INDEX_URL": index.url("env", "env:env-pw")},
-        )
-        bench.make(spec, PATH=path, PIP_CONFIG_FILE=index.pip_conf, digest=f"{number}" * 64)
-    kept = [line for line in bench.follower.told if "Using cached" in line]
-    assert ["from_env-1.0" in line for line in kept] == [True]
+    spec = EnvironmentSpec(
+        base_image=bench.base_image,
+        requirements=f"from-env\n# {_once()}\n",
+        settings={"PIP_EXTRA_INDEX_URL": index.url("env", "env:env-pw")},
+    )
+    bench.make(spec, PIP_CONFIG_FILE=index.pip_conf, digest="1" * 64, **docker_command)
+    spec = spec.replace(requirements=f"{spec.requirements}tqdm\n")
+    bench.make(spec, PIP_CONFIG_FILE=index.pip_conf, digest="2" * 64, **docker_command)
+    about = [line for line in bench.follower.told if "from_env-1.0" in line]
+    assert [line.split()[:2] for line in about] == [["Using", "cached"]]
 
 
-def test_an_interrupted_build_leaves_nothing(shared_bench, path, index_of, monkeypatch, tmp_path):
+def test_an_interrupted_build_leaves_nothing(
+    shared_bench, docker_command, index_of, monkeypatch, tmp_path
+):
     bench, index = shared_bench, index_of(shared_bench)
     (tmp_path / "made").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "made"))
     spec = EnvironmentSpec(
         base_image=bench.base_image,
-        requirements=f"tqdm\n# {bench.mark}\n",
+        requirements=f"tqdm\n# {_once()}\n",
         settings={"PIP_INDEX_URL": index.url("hang")},
     )
     before, seen = bench.images(), []
 
-    def interrupt(title):
-        if title.startswith("Installing the requirements"):
+    def interrupt(line):
+        if line.startswith("Looking in indexes"):
             seen.extend((tmp_path / "made").iterdir())
+            assert _processes(index.url("hang"))
             raise KeyboardInterrupt
 
+    follower = Follower()
+    follower.line = interrupt
     with pytest.raises(KeyboardInterrupt):
-        bench.make(spec, follower=Follower(interrupt), PATH=path, PIP_CONFIG_FILE=index.pip_conf)
+        bench.make(spec, follower=follower, PIP_CONFIG_FILE=index.pip_conf, **docker_command)
     assert len(seen) == 1
     assert list((tmp_path / "made").iterdir()) == []
+    assert _processes(str(tmp_path / "made")) == []
+    deadline = time.monotonic() + 60
+    while _processes(index.url("hang")):  # in the engine's container, which BuildKit ends
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert bench.images() == before
     assert bench.containers() == index.containers
+
+
+def _processes(word):
+    """The processes of this machine that have the word in their environment or command line."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if word.encode() in text and int(process.name) != os.getpid():
+            found.append(process.name)
+    return found

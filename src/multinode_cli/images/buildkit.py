@@ -2,45 +2,71 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from multinode_cli.images.context import SECRET_ID, Context
-from multinode_cli.images.engine import Engine
 from multinode_cli.images.failures import EngineRefused
 from multinode_cli.images.output import Output
 
-_LINE = re.compile(r"#\d+ (?:\d+\.\d+ )?(.*)")
-_OWN_WORDS = re.compile(
-    r"\[|DONE|CACHED|sha256:|transferring|resolve|exporting|writing|naming|unpacking|extracting|$"
-)
+_LINE = re.compile(r"#\d+ (?P<time>\d+\.\d+ )?(?P<text>.*)")
+"""A step's line: with a time what a command wrote, without one BuildKit's own words."""
+_SUMMARY = "------"
+"""What comes before the repetition of the last lines, at the end of a build that failed."""
+_HAS_IT_INSIDE = re.compile(r"Docker version 20\.10\.")
+"""Later ones leave it to buildx; earlier ones know cache mounts only from a syntax image that they fetch."""
 ENDING_S = 15.0
 
 
-def is_there(environ: Mapping[str, str]) -> bool:
-    """Whether the docker command has its part ``buildx``."""
+@dataclass(frozen=True)
+class BuildKit:
+    """The docker command that builds with it: its words for that, and what its environment has to say."""
+
+    command: tuple[str, ...]
+    variables: Mapping[str, str]
+
+
+def find(environ: Mapping[str, str], context: str) -> BuildKit | None:
+    """How the docker command on PATH builds with BuildKit in ``context``; None where it does not, or is told not to."""
     command = shutil.which("docker", path=environ.get("PATH"))
-    if command is None:
-        return False
+    if command is None or environ.get("DOCKER_BUILDKIT") == "0":
+        return None
+    if _answer(command, "buildx", "version", environ=environ) is not None:
+        # Attestations would make the image an index of two.
+        variables = {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
+        options = ("--builder", context, "--load")
+        return BuildKit((command, "buildx", "build", *options), variables)
+    if _HAS_IT_INSIDE.match(_answer(command, "--version", environ=environ) or ""):
+        return BuildKit((command, "build"), {"DOCKER_BUILDKIT": "1"})
+    return None
+
+
+def _answer(command: str, *arguments: str, environ: Mapping[str, str]) -> str | None:
+    """What it prints; None where it fails."""
     try:
         asked = subprocess.run(
-            [command, "buildx", "version"],
+            [command, *arguments],
             env=dict(environ),
             capture_output=True,
+            text=True,
+            errors="replace",
             timeout=ENDING_S,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return asked.returncode == 0
+        return None
+    return asked.stdout if asked.returncode == 0 else None
 
 
 def build_image(
-    engine: Engine,
+    kit: BuildKit,
     context: Context,
     output: Output,
     *,
@@ -56,31 +82,20 @@ def build_image(
         for name, data in context.written(has_buildkit=True).items():
             (files / name).parent.mkdir(parents=True, exist_ok=True)
             (files / name).write_bytes(data)
-        options = [
-            "--builder",
-            engine.context,
-            "--progress",
-            "plain",
-            "--load",
-            "--tag",
-            tag,
-            "--platform",
-            platform,
-        ]
+        options = ["--progress", "plain", "--tag", tag, "--platform", platform]
         options += [f"--label={name}={value}" for name, value in sorted(labels.items())]
         options += ["--no-cache"] if no_cache else []
         if context.secret:
             secret = Path(folder, "secret")
             secret.write_text(context.secret.text)
             options += ["--secret", f"id={SECRET_ID},src={secret}"]
-        _run(["docker", "buildx", "build", *options, str(files)], output, environ)
+        _run([*kit.command, *options, str(files)], output, {**environ, **kit.variables})
 
 
-def _run(command: list[str], output: Output, environ: Mapping[str, str]) -> None:
-    attested = {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}  # they would make the image an index of two
+def _run(command: Sequence[str], output: Output, environ: Mapping[str, str]) -> None:
     process = subprocess.Popen(
         command,
-        env={**environ, **attested},
+        env=dict(environ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -88,15 +103,10 @@ def _run(command: list[str], output: Output, environ: Mapping[str, str]) -> None
         errors="replace",
         start_new_session=True,  # Ctrl-C comes from us, once
     )
-    last = ""
     try:
         assert process.stdout is not None
         with process.stdout:
-            for line in process.stdout:
-                last = line.strip() or last
-                told = _told(line.rstrip())
-                if told:
-                    output.take_line(told)
+            last = _take(process.stdout, output)
         if process.wait() != 0:
             raise EngineRefused(output.cleaned(last))
     finally:
@@ -104,18 +114,24 @@ def _run(command: list[str], output: Output, environ: Mapping[str, str]) -> None
             _end(process)
 
 
-def _told(line: str) -> str:
-    """What a command in the build wrote; empty for BuildKit's own words about its steps."""
-    found = _LINE.fullmatch(line)
-    if found is None:
-        return line
-    return "" if _OWN_WORDS.match(found[1]) else found[1]
+def _take(lines: Iterable[str], output: Output) -> str:
+    """Passes on what the build's commands write; returns the last line, which says why where it failed."""
+    last, is_over = "", False
+    for line in lines:
+        last = line.strip() or last
+        is_over = is_over or line.rstrip() == _SUMMARY
+        found = _LINE.fullmatch(line.rstrip("\n"))
+        is_own = found is not None and not found["time"]
+        if line.strip() and not is_over and not is_own:
+            output.take_line(found["text"] if found else line)
+    return last
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    process.terminate()
+    """Ends it with its buildx, which is a process of its own, and may not be told by an older docker command."""
+    os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(ENDING_S)
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()

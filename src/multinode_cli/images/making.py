@@ -96,9 +96,10 @@ class _Work:
 
     def _build(self, output: Output, *, no_cache: bool) -> None:
         order, context = self._order, self._context
-        if buildkit.is_there(self._environ):
+        kit = buildkit.find(self._environ, self._engine.context)
+        if kit is not None:
             buildkit.build_image(
-                self._engine, context, output, tag=order.tag, labels=order.labels, platform=order.platform,
+                kit, context, output, tag=order.tag, labels=order.labels, platform=order.platform,
                 no_cache=no_cache, environ=self._environ,
             )  # fmt: skip
             return
