@@ -32,15 +32,14 @@ INDEX_SETTINGS = (
 
 
 def environment_spec(
-    environment: Environment, requirements: Requirements, environ: Mapping[str, str]
+    environment: Environment, requirements: Requirements, settings: Mapping[str, str]
 ) -> EnvironmentSpec:
-    """What the control plane makes the environment from; empty parts are None."""
-    settings = {name: environ[name] for name in INDEX_SETTINGS if environ.get(name)}
+    """What the environment is made from, with these index settings; empty parts are None."""
     return EnvironmentSpec(
         python=environment.python or DEFAULT_PYTHON,
         requirements=requirements.text,
         files=requirements.files or None,
-        settings=settings or None,
+        settings=dict(settings) or None,
         base_image=environment.base_image,
         apt=list(environment.apt) or None,
     )

@@ -40,7 +40,7 @@ from multinode.wire import (
     VersionInfo,
 )
 from multinode_cli.checks import check_code
-from multinode_cli.environments import environment_spec, follow_build
+from multinode_cli.environments import INDEX_SETTINGS, environment_spec, follow_build
 from multinode_cli.errors import raise_for_problems
 from multinode_cli.tasks_folder import (
     Bundle,
@@ -184,8 +184,18 @@ def aim(
         if not create:
             hint = f"{error.hint} `multinode deploy` creates a project, upgrade does not.".strip()
             raise ProjectNotFound(error.message, hint) from error
-    spec = environment_spec(source.project_file.environment, source.requirements, environ)
+    environment = source.project_file.environment
+    spec = environment_spec(environment, source.requirements, _index_settings(server, environ))
     return Target(checked, project, server, latest, spec, bundle)
+
+
+def _index_settings(server: ServerInfo, environ: Mapping[str, str]) -> dict[str, str]:
+    """Those that go along; where environments are images, which this command builds with pip, all that pip is set to."""
+    if server.runner == "process":
+        return {name: environ[name] for name in INDEX_SETTINGS if environ.get(name)}
+    from multinode_cli.images.pip_settings import index_settings  # lazy: start-up time
+
+    return index_settings(environ)
 
 
 def build(

@@ -1,8 +1,9 @@
 """Runs while an image is built: installs requirements.txt together with what the SDK needs, and notes what came out of it.
 
 Credentials of package indexes come as a secret: a file that BuildKit mounts, or, with the classic builder, inside
-FTP_PROXY. That is one of the build arguments which the engine keeps out of the image, its history and its cache, and nothing
-here downloads by FTP. pip is given them as environment variables.
+FTP_PROXY and ftp_proxy. These are among the build arguments which the engine keeps out of the image, its history and its
+cache, and nothing here downloads by FTP. pip is given them as environment variables; the certificates by which it is to know
+the indexes come along, for a file that is there for this time only.
 """
 
 import base64
@@ -12,6 +13,8 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tempfile
+import zlib
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -23,11 +26,11 @@ IN_ARGUMENT = "multinode:"
 
 
 def secret():
-    text = os.environ.pop("FTP_PROXY", "")
     if MOUNTED.exists():
         return json.loads(MOUNTED.read_text())
-    if text.startswith(IN_ARGUMENT):
-        return json.loads(base64.b64decode(text[len(IN_ARGUMENT) :]))
+    if os.environ.get("FTP_PROXY", "").startswith(IN_ARGUMENT):
+        text = os.environ.pop("FTP_PROXY") + os.environ.pop("ftp_proxy", "")
+        return json.loads(zlib.decompress(base64.b64decode(text[len(IN_ARGUMENT) :])))
     return {}
 
 
@@ -38,7 +41,6 @@ def install():
         "PIP_NO_INPUT": "1",
         "PIP_PROGRESS_BAR": "off",
         "PIP_ROOT_USER_ACTION": "ignore",
-        **secret(),
     }
     if os.path.ismount(str(CACHE)):
         variables["PIP_CACHE_DIR"] = str(CACHE)
@@ -46,8 +48,14 @@ def install():
         variables["PIP_NO_CACHE_DIR"] = "1"
     command = [sys.executable, "-m", "pip", "install"]
     asked = ["-r", "requirements.txt", "-r", str(BUILD / "sdk-requirements.txt")]
-    environ = {**os.environ, **variables}
-    return subprocess.call(command + asked, cwd=str(BUILD / "inputs"), env=environ)
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as certificates:
+        told = secret()
+        if "certificates" in told:
+            certificates.write(told.pop("certificates"))
+            certificates.flush()
+            variables["PIP_CERT"] = certificates.name
+        environ = {**os.environ, **variables, **told}
+        return subprocess.call(command + asked, cwd=str(BUILD / "inputs"), env=environ)
 
 
 def note():

@@ -11,6 +11,7 @@ import pytest
 from tests.cli import scripted_control_plane
 
 from multinode_cli.commands import run
+from multinode_cli.images import pip_settings
 
 MAIN = """\
 from multinode import Multinode
@@ -35,6 +36,14 @@ class Outcome:
     @property
     def json(self):
         return json.loads(self.out)
+
+
+@pytest.fixture(autouse=True)
+def unset_pip(monkeypatch):
+    """Keeps what this machine's pip is set to out of the tests."""
+    monkeypatch.setattr(pip_settings, "SITE_WIDE", Path("/nonexistent"))
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture

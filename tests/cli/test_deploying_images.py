@@ -84,6 +84,19 @@ def test_credentials_of_indexes_are_told_to_who_installs_alone(
     assert [body["spec"]["settings"] for body in bodies] == [{"PIP_INDEX_URL": told}] * 2
 
 
+@pytest.mark.parametrize(("runner", "told"), [("docker", {"PIP_INDEX_URL": "https://***@x.example/"}), ("process", None)])  # fmt: skip
+def test_an_index_of_pip_conf_makes_another_image(
+    cli, project, deployable, monkeypatch, tmp_path, runner, told
+):
+    (tmp_path / "pip.conf").write_text("[global]\nindex-url = https://me:pw@x.example/\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    deployable.on("GET", "/v1/server", server_info(runner=runner))
+    project()
+    assert cli("deploy").code == 0
+    (asked,) = deployable.bodies("POST", ENVIRONMENTS)
+    assert asked["spec"].get("settings") == told
+
+
 def test_a_build_that_fails_registers_nothing(cli, project, deployable):
     deployable.engine.build = FAILED
     project({"tasks/requirements.txt": "tqdm\nnothing\n"})

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import pytest
@@ -23,6 +24,7 @@ from multinode_cli.images.context import Context, base_image_of, make_context
 from multinode_cli.images.failures import EngineRefused
 from multinode_cli.images.indexes import hidden, read_indexes
 from multinode_cli.images.output import Output
+from multinode_cli.images.pip_settings import authorities, index_settings
 
 
 class Follower:
@@ -111,13 +113,15 @@ def test_the_archive_depends_on_nothing_but_the_files(home):
 def test_the_users_pip_settings_and_netrc_go_into_the_secret_alone(home):
     folder, environ = home
     (folder / "pip.conf").write_text(
-        "[global]\nindex-url = https://conf:conf-pw@one.example/simple\ncert = /etc/mine.pem\n"
+        "[global]\nindex-url = https://conf:conf-pw@one.example/simple\n"
         "find-links = /opt/wheels https://two.example/files\n"
     )
     (folder / ".netrc").write_text(
         "machine two.example login me password netrc/pw\nmachine other.example login me password other-pw\n"
     )
-    settings = {"UV_INDEX": "inner=https://env:env-pw@three.example/simple"}
+    settings = index_settings(
+        {**environ, "UV_INDEX": "inner=https://env:env-pw@three.example/simple"}
+    )
     files = {"requirements.txt": b"tool @ https://line:line-pw@four.example/tool.whl\n"}
     indexes = read_indexes(settings, environ, files)
     assert indexes.public == {
@@ -151,11 +155,60 @@ def test_a_url_in_requirements_gets_netrcs_login_as_a_variable(home):
     assert indexes.variables == {"MULTINODE_CREDENTIALS_1": "me:pw"}
 
 
-def test_settings_of_the_environment_win_over_pips_files(home):
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, {"PIP_INDEX_URL": "https://conf/simple", "PIP_FIND_LINKS": "https://conf/files"}),
+        (
+            {"UV_DEFAULT_INDEX": "https://env/simple", "PIP_TRUSTED_HOST": "env"},
+            {
+                "PIP_INDEX_URL": "https://env/simple",
+                "PIP_FIND_LINKS": "https://conf/files",
+                "PIP_TRUSTED_HOST": "env",
+            },
+        ),
+        (
+            {"PIP_FIND_LINKS": "/wheels", "PIP_INDEX_URL": "https://env/simple"},
+            {"PIP_INDEX_URL": "https://env/simple"},
+        ),
+    ],
+)
+def test_variables_win_over_pips_files_and_paths_are_left_out(home, variables, expected):
     folder, environ = home
-    (folder / "pip.conf").write_text("[global]\nindex-url = https://one.example/simple\n")
-    settings = {"PIP_INDEX_URL": "https://two.example/simple"}
-    assert read_indexes(settings, environ, {}).variables == settings
+    (folder / "pip.conf").write_text(
+        "[global]\nindex-url = https://conf/simple\nextra-index-url = file:///opt/simple\n"
+        "[install]\nfind_links =\n  /opt/wheels\n  https://conf/files\n"
+    )
+    assert index_settings({**environ, **variables}) == expected
+
+
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB{}\n-----END CERTIFICATE-----\n"
+
+
+def test_pips_certificates_are_in_the_secret_without_a_key_beside_them(home):
+    folder, environ = home
+    key = "-----BEGIN PRIVATE KEY-----\nMIIK\n-----END PRIVATE KEY-----\n"
+    bundle = folder / "ca.pem"
+    bundle.write_text(f"# ours\n{CERTIFICATE.format(1)}{key}{CERTIFICATE.format(2)}")
+    (folder / "pip.conf").write_text("[global]\ncert = ~/ca.pem\n")
+    named = {**environ, "PIP_CERT": str(bundle)}
+    assert authorities(named) == CERTIFICATE.format(1) + CERTIFICATE.format(2)
+    assert authorities({**environ, "PIP_CERT": str(folder)}) == authorities(named)
+    assert authorities({**environ, "PIP_CONFIG_FILE": "/dev/null"}) == ""
+    told = json.loads(read_indexes({}, named, {}).secret.text)
+    assert told == {"certificates": authorities(named)}
+    assert read_indexes({}, named, {}).public == {}
+
+
+@pytest.mark.parametrize("content", [None, "no certificate\n"])
+def test_certificates_that_cannot_be_had_are_named(home, content):
+    folder, environ = home
+    if content:
+        (folder / "ca.pem").write_text(content)
+    (folder / "pip.conf").write_text(f"[global]\ncert = {folder}/ca.pem\n")
+    with pytest.raises(InputError, match=r"ca\.pem") as raised:
+        read_indexes({}, environ, {})
+    assert "`cert` in pip.conf" in raised.value.hint
 
 
 def test_without_settings_there_is_no_secret(home):
@@ -174,14 +227,14 @@ def test_a_file_that_cannot_be_read_is_named(name, text, home):
     folder, environ = home
     (folder / name).write_text(text)
     with pytest.raises(InputError, match=name):
-        read_indexes({}, environ, {})
+        read_indexes(index_settings(environ), environ, {})
 
 
-def test_a_secret_too_long_for_an_argument_is_refused(home):
-    settings = {"PIP_INDEX_URL": "https://x.example/" + "x" * 130_000}
+def test_a_secret_too_long_for_arguments_is_refused(home):
+    settings = {"PIP_INDEX_URL": f"https://x.example/{os.urandom(200_000).hex()}"}
     secret = read_indexes(settings, home[1], {}).secret
     with pytest.raises(InputError, match="too long for Docker's classic builder"):
-        secret.as_argument()
+        secret.as_arguments()
 
 
 # --- output ---

@@ -21,6 +21,7 @@ import pytest
 
 from multinode import wire
 from multinode_cli.images.making import make_image
+from multinode_cli.images.pip_settings import index_settings
 
 LABEL = "multinode.test"
 
@@ -92,6 +93,7 @@ class Bench:
         given = {"PATH": "", "HOME": "/nonexistent", "PIP_CONFIG_FILE": os.devnull, **environ}
         given |= {k: v for k, v in os.environ.items() if k.startswith("DOCKER_") and k not in given}
         order = self.order(digest, registry)
+        spec = spec.replace(settings=index_settings({**given, **(spec.settings or {})}))
         return make_image(order, spec, self.follower, environ=given, no_cache=no_cache)
 
     def run(self, image, *command, **options):

@@ -1,4 +1,4 @@
-"""Certificates for an engine on loopback, as ``DOCKER_CERT_PATH`` has them: ca.pem, cert.pem and key.pem; server.pem for its side."""
+"""Certificates for a server, an engine on loopback above all, as ``DOCKER_CERT_PATH`` has them: ca.pem, cert.pem and key.pem; server.pem for its side."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def write_certificates(folder):
-    """Writes an authority, and a certificate of it for each side."""
+def write_certificates(folder, host="127.0.0.1"):
+    """Writes an authority, and a certificate of it for each side; the server's is for the address ``host``."""
     authority = ec.generate_private_key(ec.SECP256R1())
-    root = _certificate("authority", authority, "authority", authority, is_authority=True)
+    root = _certificate("authority", authority, "authority", authority, host, is_authority=True)
     (folder / "ca.pem").write_bytes(_pem(root))
     for name, files in (
         ("server", ("server.pem", "server.pem")),
         ("client", ("cert.pem", "key.pem")),
     ):
         key = ec.generate_private_key(ec.SECP256R1())
-        made = _pem(_certificate(name, key, "authority", authority, is_authority=False))
+        made = _pem(_certificate(name, key, "authority", authority, host, is_authority=False))
         secret = key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
@@ -32,12 +32,12 @@ def write_certificates(folder):
                 stream.write(data)
 
 
-def _certificate(name, key, issuer, issuer_key, *, is_authority):
+def _certificate(name, key, issuer, issuer_key, host, *, is_authority):
     now = datetime.datetime.now(datetime.timezone.utc)
     usage = x509.KeyUsage(
         True, False, False, False, False, is_authority, is_authority, False, False
     )
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    address = x509.IPAddress(ipaddress.ip_address(host))
     return (
         x509.CertificateBuilder()
         .subject_name(_name(name))

@@ -1,13 +1,17 @@
 """What tests of images need: an engine, base images, a registry."""
 
+import time
 from pathlib import Path
 
+import certifi
 import docker
 import docker.errors
 import pytest
 from tests.hand_made_image import needs_engine
 from tests.images.bench import Bench, missing, registry_process
 from tests.images.index import Index
+
+from multinode.wire import EnvironmentSpec
 
 USER, PASSWORD = "pusher", "registry-password"
 
@@ -66,6 +70,24 @@ def index_of(tmp_path):
     yield make
     for index in made:
         index.close()
+
+
+@pytest.fixture
+def behind_tls(index_of, shared_bench, tmp_path):
+    """A private index with a certificate of an authority of its own: a spec that needs it, and the certificates for pip."""
+    index = index_of(shared_bench)
+    index.open_tls(tmp_path)
+    public = Path(
+        "/etc/ssl/certs/ca-certificates.crt"
+    )  # where a proxy has its own, that is among them
+    known = (public if public.exists() else Path(certifi.where())).read_bytes()
+    (tmp_path / "bundle.pem").write_bytes(known + (tmp_path / "ca.pem").read_bytes())
+    spec = EnvironmentSpec(
+        base_image=shared_bench.base_image,
+        requirements=f"from-tls\n# {time.time_ns()}: BuildKit's cache outlives the images\n",
+        settings={"PIP_EXTRA_INDEX_URL": index.url("tls", "tls:tls-pw")},
+    )
+    return spec, str(tmp_path / "bundle.pem")
 
 
 @pytest.fixture

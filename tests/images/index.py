@@ -4,10 +4,12 @@ import io
 import tarfile
 import zipfile
 
+from tests.images.certificates import write_certificates
+
 SERVER = """
-import base64, http.server, re, sys, threading
+import base64, http.server, re, ssl, sys, threading
 WHEELS = "/srv"
-PORTS = dict(env=8080, netrc=8081, line=8082, hang=8083)
+PORTS = dict(env=8080, netrc=8081, line=8082, hang=8083, tls=8084)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         user, _, rest = self.path.lstrip("/").partition("/")
@@ -34,12 +36,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body or b"")))
         self.end_headers()
         self.wfile.write(body or b"")
-servers = [http.server.ThreadingHTTPServer(("", port), Handler) for port in PORTS.values()]
+is_tls = "tls" in sys.argv
+servers = [http.server.ThreadingHTTPServer(("", port), Handler) for user, port in PORTS.items() if (user == "tls") == is_tls]
 for server in servers:
+    if is_tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain("/srv/server.pem")
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     threading.Thread(target=server.serve_forever).start()
 """
 
-PORTS = {"env": 8080, "netrc": 8081, "line": 8082, "hang": 8083}
+PORTS = {"env": 8080, "netrc": 8081, "line": 8082, "hang": 8083, "tls": 8084}
 """pip takes what it knows of a host and port for all that is there: each user has a port."""
 
 
@@ -57,15 +64,25 @@ class Index:
         self._api.start(self._container)
         networks = self._api.inspect_container(self._container)["NetworkSettings"]["Networks"]
         self.host = networks["bridge"]["IPAddress"]
-        self._wait()
+        self._wait(PORTS["hang"])
 
-    def _wait(self):
-        code = "import socket, time\nwhile True:\n try: socket.create_connection(('127.0.0.1', 8083)); break\n except OSError: time.sleep(0.01)"
+    def open_tls(self, folder):
+        """Serves the user ``tls`` too, behind TLS with a certificate of the authority that is written to ``folder/ca.pem``."""
+        write_certificates(folder, self.host)
+        files = {"srv/server.pem": (folder / "server.pem").read_bytes()}
+        self._api.put_archive(self._container, "/", _archive(files))
+        run = self._api.exec_create(self._container, ["python", "/srv/server.py", "tls"])
+        self._api.exec_start(run["Id"], detach=True)
+        self._wait(PORTS["tls"])
+
+    def _wait(self, port):
+        code = f"import socket, time\nwhile True:\n try: socket.create_connection(('127.0.0.1', {port})); break\n except OSError: time.sleep(0.01)"
         run = self._api.exec_create(self._container, ["python", "-c", code])
         self._api.exec_start(run["Id"])
 
     def url(self, user, credentials=""):
-        return f"http://{credentials}{'@' * bool(credentials)}{self.host}:{PORTS[user]}/{user}/"
+        scheme = "https" if user == "tls" else "http"
+        return f"{scheme}://{credentials}{'@' * bool(credentials)}{self.host}:{PORTS[user]}/{user}/"
 
     def close(self):
         self._api.remove_container(self._container, force=True, v=True)
@@ -73,7 +90,7 @@ class Index:
 
 def _files():
     files = {"srv/server.py": SERVER.encode()}
-    for user in ("env", "netrc", "line"):
+    for user in ("env", "netrc", "line", "tls"):
         files[f"srv/from_{user}-1.0-py3-none-any.whl"] = _wheel(f"from_{user}")
     return files
 

@@ -100,8 +100,9 @@ def deploy(bench, tmp_path, monkeypatch):
     with scripted_control_plane.running() as plane:
         order = bench.order("e" * 64)
         _answer_a_deploy(plane, order)
+        inherited = {name: value for name, value in os.environ.items() if name[:4] != "PIP_"}
         environ = {
-            **os.environ, "PATH": "", "MULTINODE_API_URL": plane.url, "MULTINODE_API_KEY": "key-1",
+            **inherited, "PATH": "", "MULTINODE_API_URL": plane.url, "MULTINODE_API_KEY": "key-1",
             "MULTINODE_RETRY_SECONDS": "0", "PIP_CONFIG_FILE": os.devnull, "HOME": str(tmp_path),
         }  # fmt: skip
         project = tmp_path / "project"
@@ -157,7 +158,7 @@ MARK = "code-in-main"
 def add(a, b):
     return a + b
 """
-SECRETS = [b"dotenv-value", b"code-in-main", b"env-pw", b"netrc-pw", b"line-pw", b"multinode:eyJ"]
+SECRETS = [b"dotenv-value", b"code-in-main", b"env-pw", b"netrc-pw", b"line-pw", b"multinode:eN"]
 
 
 def test_code_dotenv_and_credentials_are_nowhere(deploy, bench, index, tmp_path):
@@ -195,6 +196,21 @@ def test_code_dotenv_and_credentials_are_nowhere(deploy, bench, index, tmp_path)
     )
     found = [(name, secret) for name, data in looked_at for secret in SECRETS if secret in data]
     assert found == []
+
+
+def test_an_index_with_an_authority_of_its_own_is_known_by_pips_certificates(
+    shared_bench, behind_tls
+):
+    bench, (spec, certificates) = shared_bench, behind_tls
+    with pytest.raises(EnvironmentBuildFailed, match=r"certificate of .* is not trusted") as raised:
+        bench.make(spec)
+    assert "PIP_CERT" in raised.value.hint
+    report = bench.make(spec, PIP_CERT=certificates)
+    assert "from-tls==1.0" in report.packages
+    history = _json(bench.api.history(report.image))
+    assert b"FTP_PROXY" not in history.upper()
+    saved = everything_saved(bench.api, report.image)
+    assert not [name for name, _ in saved if "tmp/" in name and name.endswith(".pem")]
 
 
 def _json(data):

@@ -93,6 +93,14 @@ def test_an_image_is_built_with_its_secrets_lent_and_without_them_inside(
     assert [name for name, data in looked_at if b"env-pw" in data] == []
 
 
+def test_pips_certificates_are_lent_as_well(shared_bench, docker_command, behind_tls):
+    spec, certificates = behind_tls
+    report = shared_bench.make(spec, PIP_CERT=certificates, **docker_command)
+    assert "from-tls==1.0" in report.packages
+    saved = everything_saved(shared_bench.api, report.image)
+    assert not [name for name, _ in saved if "tmp/" in name and name.endswith(".pem")]
+
+
 def _once():
     """BuildKit's cache outlives the images, and a label of the base image alone makes no other layer."""
     return f"{time.time_ns()}"

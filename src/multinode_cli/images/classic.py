@@ -14,9 +14,6 @@ _LAYER = re.compile(r" ---> ([0-9a-f]+)$")
 _OWN_WORDS = re.compile(
     r"Step \d+/\d+ : | ---> |Removing intermediate container |Successfully (built|tagged) |\[Warning\] "
 )
-SECRET_ARGUMENT = "FTP_PROXY"
-"""The engine keeps this build argument out of the image, its history and its cache, as it has to with a proxy's password:
-https://docs.docker.com/build/building/variables/#pre-defined-build-arguments. ``install.py`` takes it from there."""
 
 
 def build_image(
@@ -33,7 +30,7 @@ def build_image(
 
     Layers of a build that failed stay: they are what the next one begins with.
     """
-    arguments = {SECRET_ARGUMENT: context.secret.as_argument()} if context.secret else {}
+    arguments = context.secret.as_arguments() if context.secret else {}
     events = engine.build(
         context.archive(has_buildkit=False),
         tag=tag,

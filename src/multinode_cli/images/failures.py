@@ -25,8 +25,9 @@ _UNAUTHORIZED = (
 )
 _INDEX_AWAY = (
     "NewConnectionError", "Failed to establish a new connection", "Name or service not known", "ConnectTimeoutError",
-    "Temporary failure in name resolution", "CERTIFICATE_VERIFY_FAILED", "ReadTimeoutError", "Network is unreachable",
+    "Temporary failure in name resolution", "ReadTimeoutError", "Network is unreachable",
 )  # fmt: skip
+_UNTRUSTED_HOST = re.compile(r"host='([^']+)'[^\n]*CERTIFICATE_VERIFY_FAILED")
 _INDEX_REFUSES = re.compile(
     r"(40[13]) (?:Client )?Error[:,]? [^\n]*?(https?://[^\s/]+)", re.IGNORECASE
 )
@@ -136,6 +137,9 @@ def _pip_failed(text: str, python: str, files: Mapping[str, bytes]) -> Multinode
     if refused and "No matching distribution" in text:
         message = f"The package index {refused[2]} does not let us in ({refused[1]})."
         cure = "Give its user and password in PIP_INDEX_URL, pip.conf or netrc, and deploy again."
+    elif untrusted := _UNTRUSTED_HOST.search(text):
+        message = f"The certificate of the package index {untrusted[1]} is not trusted."
+        cure = "Name the certificates of its authority in PIP_CERT, or as `cert` in pip.conf, and deploy again."
     elif _has(text, _INDEX_AWAY):
         message = "The package index cannot be reached while the image is built."
         cure = "Look at the engine's network, and at the index that is set (PIP_INDEX_URL, pip.conf), and deploy again."

@@ -10,37 +10,37 @@ import base64
 import json
 import netrc
 import re
-import sys
+import zlib
 from collections.abc import Mapping
-from configparser import ConfigParser
-from configparser import Error as ConfigError
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from multinode.credentials import redact
 from multinode.errors import InputError
+from multinode_cli.images.pip_settings import authorities
 
-_PIP_NAMES = {
-    "PIP_INDEX_URL": ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL"),
-    "PIP_EXTRA_INDEX_URL": ("PIP_EXTRA_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL"),
-}
-"""pip's variables, and the settings that each is taken from, the first one that is set."""
-_CONFIGURED = ("index-url", "extra-index-url", "find-links", "trusted-host")
-"""What is taken from pip.conf: paths and certificates of this machine mean nothing in an image."""
+CERTIFICATES = "certificates"
 _URL = re.compile(r"https?://[^\s'\"]+", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"(?<=://)(?P<who>[^/\s@'\"]+)@")
 _VARIABLE = re.compile(r"\$\{[A-Z0-9_]+\}")
+_ARGUMENTS = ("FTP_PROXY", "ftp_proxy")
+"""The engine keeps these build arguments out of the image, its history and its cache, as it has to with a proxy's password:
+https://docs.docker.com/build/building/variables/#pre-defined-build-arguments. ``install.py`` takes the secret from there."""
 _ARGUMENT_LIMIT = 120_000
-"""Linux takes no environment variable over 128 KiB."""
+"""Linux takes no environment variable over 128 KiB. All certificates of a system, packed, are more than one and less than two."""
 
 
 @dataclass(frozen=True)
 class Indexes:
-    """The ``variables`` that pip is run with, with their credentials, and the ``files`` of requirements, without."""
+    """The ``variables`` that pip is run with, with their credentials, and the ``files`` of requirements, without.
+
+    ``certificates`` are those by which pip knows the indexes; empty where it takes its own.
+    """
 
     variables: dict[str, str] = field(repr=False)
     files: dict[str, bytes]
+    certificates: str = field(default="", repr=False)
 
     @property
     def public(self) -> dict[str, str]:
@@ -51,7 +51,11 @@ class Indexes:
     @property
     def secret(self) -> Secret | None:
         """What the build has to be told beside its context; None where that is nothing."""
-        return Secret(json.dumps(self.variables)) if self.variables else None
+        told = {
+            **self.variables,
+            **({CERTIFICATES: self.certificates} if self.certificates else {}),
+        }
+        return Secret(json.dumps(told)) if told else None
 
 
 @dataclass(frozen=True)
@@ -60,78 +64,34 @@ class Secret:
 
     text: str = field(repr=False)
 
-    def as_argument(self) -> str:
+    def as_arguments(self) -> dict[str, str]:
         """Its form for the classic builder. Raises InputError where it is too long for that."""
-        value = "multinode:" + base64.b64encode(self.text.encode()).decode()
-        if len(value) > _ARGUMENT_LIMIT:
-            message = (
-                "The settings of the package indexes are too long for Docker's classic builder."
+        packed = "multinode:" + base64.b64encode(zlib.compress(self.text.encode(), 9)).decode()
+        if len(packed) > _ARGUMENT_LIMIT * len(_ARGUMENTS):
+            message = "The settings of pip are too long for Docker's classic builder."
+            raise InputError(
+                message, "Shorten pip.conf, netrc and PIP_CERT, or install docker's buildx."
             )
-            raise InputError(message, "Shorten pip.conf and netrc, or install docker's buildx.")
-        return value
+        return {
+            name: packed[place * _ARGUMENT_LIMIT :][:_ARGUMENT_LIMIT]
+            for place, name in enumerate(_ARGUMENTS)
+        }
 
 
 def read_indexes(
     settings: Mapping[str, str], environ: Mapping[str, str], files: Mapping[str, bytes]
 ) -> Indexes:
-    """The index settings of a spec, and of this user's pip.conf where the spec has none, with the logins that netrc has for them.
+    """The settings of a spec (``index_settings``) with the logins that netrc has for them, and pip's certificates.
 
     ``files`` are requirements.txt and what it includes. A ``user:password@`` in one becomes a variable, which pip replaces.
     """
     logins = _Logins(environ)
-    variables = {**_configured(environ), **_translated(settings)}
-    variables = {name: logins.put_into(value) for name, value in variables.items()}
+    variables = {name: logins.put_into(value) for name, value in settings.items()}
     texts = {
         name: logins.put_into(_text(data)) for name, data in files.items() if not _is_wheel(name)
     }
     cleaned, credentials = _without_credentials(texts)
-    return Indexes({**variables, **credentials}, {**files, **cleaned})
-
-
-def _translated(settings: Mapping[str, str]) -> dict[str, str]:
-    found = {}
-    for pip_name, names in _PIP_NAMES.items():
-        value = next((settings[name] for name in names if settings.get(name)), "")
-        if value:  # uv's may be named: `internal=https://…`
-            found[pip_name] = " ".join(re.sub(r"^[\w.-]+=", "", url) for url in value.split())
-    return found
-
-
-def _configured(environ: Mapping[str, str]) -> dict[str, str]:
-    """The index settings of pip's files, as pip reads them: a later one wins."""
-    found: dict[str, str] = {}
-    for path in _pip_files(environ):
-        parser = ConfigParser(interpolation=None)
-        try:
-            parser.read(path, encoding="utf-8")
-        except (ConfigError, UnicodeDecodeError, OSError) as error:
-            message = f"{path} cannot be read: {error}."
-            raise InputError(message, "Correct it: pip reads it as well.") from error
-        for section in ("global", "install"):
-            for key in _CONFIGURED:
-                value = parser.get(section, key, fallback="")
-                kept = [word for word in value.split() if key == "trusted-host" or _URL.match(word)]
-                if kept:
-                    found["PIP_" + key.upper().replace("-", "_")] = " ".join(kept)
-    return found
-
-
-def _pip_files(environ: Mapping[str, str]) -> list[Path]:
-    """https://pip.pypa.io/en/stable/topics/configuration/#location."""
-    home = Path(environ.get("HOME") or Path.home())
-    config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
-    named = environ.get("PIP_CONFIG_FILE")
-    if named == "/dev/null":
-        return []
-    macos = [home / "Library/Application Support/pip/pip.conf"] * (sys.platform == "darwin")
-    last = [Path(named)] if named else []
-    return [
-        Path("/etc/pip.conf"),
-        home / ".pip/pip.conf",
-        *macos,
-        config / "pip/pip.conf",
-        *last,
-    ]
+    return Indexes({**variables, **credentials}, {**files, **cleaned}, authorities(environ))
 
 
 class _Logins:
