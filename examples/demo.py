@@ -40,6 +40,9 @@ def main() -> int:
             options.runner == "process"
         ):  # its second attempt looks for a file of the first; a container's goes with it
             show("invoke", "founding/flaky", str(ROOT / ".demo" / "tried"))
+        else:  # a system package needs an image
+            show("deploy", "examples/labels/tasks")
+            show("invoke", "labels/qr_code", "text=Multinode")
         show("ps", "-a")
     except subprocess.CalledProcessError as error:
         print(

@@ -30,16 +30,18 @@ class Product:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
 
-    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def call(
+        self, *arguments: str, timeout_s: float = 90, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a command to its end."""
         return subprocess.run(
             [COMMAND, *arguments],
             cwd=self.folder,
-            env=self.environ,
+            env={**self.environ, **variables},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=timeout_s,
             check=False,
         )
 

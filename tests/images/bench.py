@@ -24,6 +24,8 @@ from multinode_cli.images.making import make_image
 from multinode_cli.images.pip_settings import index_settings
 
 LABEL = "multinode.test"
+FETCHED = Path(__file__).parents[2] / ".buildx/docker-buildx"
+"""Where ``.ci/buildx`` puts it."""
 
 
 def missing(what):
@@ -133,6 +135,26 @@ class Bench:
             for image in left:
                 with suppress(docker.errors.APIError):
                     self.api.remove_image(image, force=True)
+
+
+def with_buildx(folder):
+    """The environment in which the docker command has buildx, with ``folder`` for what it keeps."""
+    environ = {"PATH": os.environ["PATH"], "DOCKER_CONFIG": str(folder)}
+    if FETCHED.exists():
+        plugins = folder / "cli-plugins"
+        plugins.mkdir(parents=True)
+        (plugins / "docker-buildx").symlink_to(FETCHED)
+    if not says(["docker", "buildx", "version"], environ):
+        missing("the docker command has no buildx here (`.ci/buildx .buildx` fetches it)")
+    return environ
+
+
+def says(command, environ=None):
+    """What a command prints; empty where it fails, or is not there."""
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+    return done.stdout if done.returncode == 0 else ""
 
 
 def everything_saved(api, image):

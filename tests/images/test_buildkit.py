@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from tests.images.bench import Follower, everything_saved, missing
+from tests.images.bench import Follower, everything_saved, says, with_buildx
 
 from multinode.errors import EnvironmentBuildFailed
 from multinode.wire import EnvironmentSpec
@@ -19,16 +17,13 @@ from multinode_cli.images import buildkit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-FETCHED = Path(__file__).parents[2] / ".buildx/docker-buildx"
-"""Where ``.ci/buildx`` puts it."""
-
 
 @pytest.fixture(scope="module", params=["buildx", "inside"])
 def docker_command(request, tmp_path_factory):
     """The environment in which the docker command has BuildKit in this way."""
     folder = tmp_path_factory.mktemp("docker")
     if request.param == "buildx":
-        environ = _with_buildx(folder)
+        environ = with_buildx(folder)
         assert "buildx" in buildkit.find(environ, "default").command
     else:
         environ = _with_it_inside(folder)
@@ -36,34 +31,17 @@ def docker_command(request, tmp_path_factory):
     return environ
 
 
-def _with_buildx(folder):
-    environ = {"PATH": os.environ["PATH"], "DOCKER_CONFIG": str(folder)}
-    if FETCHED.exists():
-        plugins = folder / "cli-plugins"
-        plugins.mkdir()
-        (plugins / "docker-buildx").symlink_to(FETCHED)
-    command = shutil.which("docker")
-    if command is None or not _says([command, "buildx", "version"], environ):
-        missing("the docker command has no buildx here (`.ci/buildx .buildx` fetches it)")
-    return environ
-
-
 def _with_it_inside(folder):
     for place in os.environ["PATH"].split(os.pathsep):
         command = os.path.join(place, "docker")
-        if os.access(command, os.X_OK) and " 20.10." in _says([command, "--version"]):
+        if os.access(command, os.X_OK) and " 20.10." in says([command, "--version"]):
             (folder / "bin").mkdir()
             (folder / "bin/docker").symlink_to(command)
             path = f"{folder}/bin{os.pathsep}{os.environ['PATH']}"
             environ = {"PATH": path, "DOCKER_CONFIG": str(folder)}
-            if not _says([command, "buildx", "version"], environ):
+            if not says([command, "buildx", "version"], environ):
                 return environ
     return pytest.skip("there is no docker command 20.10 here without buildx")
-
-
-def _says(command, environ=None):
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
-    return done.stdout if done.returncode == 0 else ""
 
 
 def test_an_image_is_built_with_its_secrets_lent_and_without_them_inside(

@@ -74,7 +74,7 @@ def build_failed(
         return _pip_failed(text, python[-1], files)
     if any(line.startswith("== Installing system packages") for line in lines):
         return _apt_failed(text, base_image)
-    told = shorten("\n".join([*lines[-20:], words]), MAX_HINT_CHARACTERS)
+    told = shorten("\n".join([*filter(None, lines), words][-20:]), MAX_HINT_CHARACTERS)
     message = f"The image cannot be built on {base_image}."
     return EnvironmentBuildFailed(message, f"The engine says:\n{told}")
 
