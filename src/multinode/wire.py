@@ -117,6 +117,8 @@ class BuildRequest(Record):
     strict_python: bool = False
     sdk_digest: str = ""
     """Of the SDK that the sender puts into images (``distribution.sdk_digest``); it is part of an image's digest."""
+    plan: bool = False
+    """Make and order nothing: only tell whether it is there."""
 
 
 class EnvironmentInfo(Record):
@@ -174,12 +176,16 @@ class ImageReport(Record):
 
 
 class BuildEvent(Record):
-    """One line of the answer's stream: a line of build output, or at last the environment, an order to build it, or an error."""
+    """One line of the answer's stream: a line of build output, or at last the environment, an order to build it, or an error.
+
+    To a plan the digest is told of an environment that would have to be made: ``missing``.
+    """
 
     line: Optional[str] = None
     environment: Optional[EnvironmentInfo] = None
     error: Optional[ErrorBody] = None
     image_order: Optional[ImageOrder] = None
+    missing: Optional[str] = None
 
 
 class DescribeRequest(Record):
@@ -208,7 +214,7 @@ class RegisterRequest(Record):
     functions: List[FunctionDescription]
     create: bool = True
     plan: bool = False
-    """Only tell what would happen."""
+    """Only tell what would happen, as far as that is known without ``functions``, which may be empty then."""
 
 
 class RegisterAnswer(Record):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from multinode.errors import (
     ControlPlaneUnreachable,
@@ -45,9 +46,16 @@ def environment_spec(
     )
 
 
+@dataclass(frozen=True)
+class Missing:
+    """To a plan: the environment of this digest is not there."""
+
+    digest: str
+
+
 def follow_build(
     lines: Iterable[bytes], on_line: Callable[[str], None]
-) -> EnvironmentInfo | ImageOrder:
+) -> EnvironmentInfo | ImageOrder | Missing:
     """The environment that a build's stream ends with, or the order to build an image; ``on_line`` gets each line of output before.
 
     Raises the error that the stream ends with, EnvironmentBuildFailed as a rule.
@@ -64,6 +72,8 @@ def follow_build(
             return event.environment
         if event.image_order is not None:
             return event.image_order
+        if event.missing is not None:
+            return Missing(event.missing)
     message = "The control plane broke off while it built the environment."
     raise ControlPlaneUnreachable(message, "Deploy again; what was built so far is not used.")
 

@@ -40,7 +40,7 @@ from multinode.wire import (
     VersionInfo,
 )
 from multinode_cli.checks import check_code
-from multinode_cli.environments import INDEX_SETTINGS, environment_spec, follow_build
+from multinode_cli.environments import INDEX_SETTINGS, Missing, environment_spec, follow_build
 from multinode_cli.errors import raise_for_problems
 from multinode_cli.tasks_folder import (
     Bundle,
@@ -120,11 +120,17 @@ class Released:
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``deploy`` would do; every line of ``changes`` is one thing that differs from the latest version."""
+    """What ``deploy`` would do; every line of ``changes`` is one thing that differs from the latest version.
+
+    ``environment`` is ``kept`` from the latest version, another one that is ``found``, or has to be ``made``. ``version`` is ``new``,
+    an ``existing`` one that becomes the latest again, or the ``latest`` itself.
+    """
 
     project: str
     creates_project: bool
     builds_environment: bool
+    environment: str
+    version: str
     functions: list[str]
     changes: list[str]
 
@@ -219,6 +225,7 @@ def build(
         answer = client.call(
             EnvironmentInfo, "PUT", path, report.replace(spec=request.spec), wait_s=BUILD_ANSWER_S
         )
+    assert not isinstance(answer, Missing), "this was no plan"
     return Built(target, answer)
 
 
@@ -292,38 +299,68 @@ def _warnings(described: Described) -> list[str]:
 # --- plan -----------------------------------------------------------------------------------------------
 
 
-def plan(target: Target, client: Client) -> Plan:
-    """What would change, from what is stored of the latest version. Changes nothing.
+def plan(
+    target: Target, client: Client, *, no_cache: bool = False, strict_python: bool = False
+) -> Plan:
+    """What would change, as the control plane says. Changes nothing, and imports nothing."""
+    request = BuildRequest(_told_spec(target), no_cache, strict_python, sdk_digest(), plan=True)
+    path = path_of("projects", target.project, "environments")
+    found = follow_build(client.stream("POST", path, request), lambda line: None)
+    answer = client.call(
+        RegisterAnswer,
+        "POST",
+        path_of("projects", target.project, "versions"),
+        RegisterRequest(
+            found.digest, target.bundle.digest, target.checked.source.dotenv, [], plan=True
+        ),
+    )
+    latest, is_missing = target.latest, not isinstance(found, EnvironmentInfo)
+    is_kept = latest is not None and latest.environment.digest == found.digest
+    return Plan(
+        project=target.project,
+        creates_project=latest is None,
+        builds_environment=is_missing,
+        environment="made" if is_missing else "kept" if is_kept else "found",
+        version="new" if answer.created else "existing" if answer.made_latest else "latest",
+        functions=target.checked.functions,
+        changes=_planned_changes(target, answer, client, is_anew=is_kept and is_missing),
+    )
 
-    The environment counts as new where its Python, ``requirements.txt`` or a file that this includes differs; the control
-    plane may still have one that fits.
-    """
-    functions = target.checked.functions
-    if target.latest is None:
-        changes = [
+
+def _planned_changes(
+    target: Target, answer: RegisterAnswer, client: Client, *, is_anew: bool
+) -> list[str]:
+    functions, latest = target.checked.functions, target.latest
+    if latest is None:
+        return [
             f"project {target.project}: new",
             *(f"function {name}: new" for name in functions),
         ]
-        return Plan(target.project, True, True, functions, changes)
-    archive = client.call(bytes, "GET", path_of("bundles", target.latest.bundle_digest))
-    files = _changed_files(archive, target.bundle.archive)
-    environment = _environment_changes(target, target.latest, set(files))
-    changes = [
+    files = {}
+    if "code: changed" in answer.changes:
+        archive = client.call(bytes, "GET", path_of("bundles", latest.bundle_digest))
+        files = _changed_files(archive, target.bundle.archive)
+    environment = ["environment: is made anew"] if is_anew else []
+    if "environment: changed" in answer.changes:
+        environment = _environment_changes(target, latest, set(files))
+    return [
         *environment,
-        *_function_changes(target.latest, functions),
+        *_function_changes(latest, functions),
         *(f"file tasks/{name}: {change}" for name, change in files.items()),
-        *_dotenv_changes(target.latest, target.checked.source.dotenv),
+        *(change for change in answer.changes if change.startswith(".env ")),
     ]
-    return Plan(target.project, False, bool(environment), functions, changes)
 
 
 def _environment_changes(target: Target, latest: VersionInfo, changed: set[str]) -> list[str]:
+    """Why it is another one, as far as that can be seen from here."""
     changes = []
     if latest.environment.python != target.spec.python:
         changes.append(f"environment: Python {latest.environment.python} -> {target.spec.python}")
     inputs = {"requirements.txt", *target.checked.source.requirements.files}
     changes += [f"environment: tasks/{name} differs" for name in sorted(changed & inputs)]
-    return changes
+    return changes or [
+        "environment: its `apt` or `base_image`, an index setting, the Python that serves, or the release of Multinode differs"
+    ]
 
 
 def _function_changes(latest: VersionInfo, functions: list[str]) -> list[str]:
@@ -331,14 +368,6 @@ def _function_changes(latest: VersionInfo, functions: list[str]) -> list[str]:
     return [
         *(f"function {name}: new" for name in functions if name not in before),
         *(f"function {name}: gone" for name in sorted(before - set(functions))),
-    ]
-
-
-def _dotenv_changes(latest: VersionInfo, dotenv: Mapping[str, str]) -> list[str]:
-    before = set(latest.dotenv_names)
-    return [
-        *(f".env {name}: new" for name in sorted(set(dotenv) - before)),
-        *(f".env {name}: gone" for name in sorted(before - set(dotenv))),
     ]
 
 

@@ -66,6 +66,35 @@ def test_the_same_input_is_the_same_version(product):
     assert not product.json("deploy")["created"]
 
 
+def test_plan_says_what_a_deploy_then_does(tmp_path):
+    planned = Product(tmp_path)
+    planned.run("server", "start", "--port", "0")
+    try:
+        planned.write({"tasks/main.py": MAIN, "tasks/.env": "A=1\nB=1\n"})
+        assert _plan(planned) == ("new", "made", ["project shop: new", "function add: new", "function wait_for: new", "function cancelled: new"])  # fmt: skip
+        planned.run("deploy")
+        assert _plan(planned) == ("latest", "kept", [])
+        planned.write({"tasks/.env": "A=2\nC=1\n"})
+        assert _plan(planned) == ("new", "kept", [".env A: changed", ".env B: gone", ".env C: new"])
+        assert planned.json("deploy")["created"]
+        planned.write({"tasks/.env": "A=1\nB=1\n", "tasks/new.py": ""})
+        assert _plan(planned)[:2] == ("new", "kept")
+        (tmp_path / "tasks/new.py").unlink()
+        assert _plan(planned)[0] == "existing"
+        planned.environ["UV_INDEX"] = "https://x.example/simple"
+        version, environment, changes = _plan(planned)
+        assert (version, environment) == ("new", "made")
+        assert "an index setting" in changes[0]
+        assert planned.json("describe", "shop")["versions"][0]["number"] == 2
+    finally:
+        planned.run("server", "stop", "--now")
+
+
+def _plan(product):
+    data = product.json("deploy", "--plan")
+    return data["version"], data["environment"], data["changes"]
+
+
 def test_invoke_prints_the_result_alone(product):
     assert product.run("invoke", "add", "1", "b=2") == "3\n"
     ended = product.json("invoke", "add", "1", "b=2")

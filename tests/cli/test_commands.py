@@ -140,11 +140,28 @@ def test_upgrade_of_a_missing_project_builds_nothing(cli, project, deployable):
     assert {request.method for request in deployable.requests} == {"GET"}
 
 
+def plans(plane, event, **answer):
+    """Lets the control plane say what a deploy would do."""
+    plane.on("POST", "/v1/projects/billing/environments", Lines(event))
+    given = {"version_id": "", "created": True, "made_latest": True, "changes": []}
+    told = wire.RegisterAnswer(project="billing", **{**given, **answer})
+    plane.on("POST", "/v1/projects/billing/versions", told)
+
+
+def all_are_plans(plane):
+    return all(
+        json.loads(request.body)["plan"] for request in plane.requests if request.method != "GET"
+    )
+
+
 def test_plan_of_a_new_project_changes_nothing(cli, project, deployable):
+    plans(deployable, wire.BuildEvent(missing="f" * 64))
     project()
     outcome = cli("deploy", "--plan", "--json")
-    assert outcome.json["data"]["creates_project"] is True
-    assert {request.method for request in deployable.requests} == {"GET"}
+    data = outcome.json["data"]
+    assert (data["creates_project"], data["environment"], data["version"]) == (True, "made", "new")
+    assert all_are_plans(deployable)
+    assert cli("deploy", "--plan").out.startswith("deploy would create project billing:\n")
 
 
 def test_plan_tells_what_differs_from_the_latest_version(cli, project, deployable):
@@ -156,18 +173,56 @@ def test_plan_tells_what_differs_from_the_latest_version(cli, project, deployabl
     before = read_project_file(Path(root))
     archive = pack(before, list_files(before)[0]).archive
     project({"tasks/requirements.txt": "b\n", "tasks/old.py": None, "tasks/.env": "A=1\n"})
+    changes = ["environment: changed", "code: changed", ".env A: changed"]
+    plans(deployable, wire.BuildEvent(missing="f" * 64), changes=changes)
     deployable.on("GET", LATEST, version([function("gone")]))
     deployable.on("GET", f"/v1/bundles/{'b' * 64}", archive)
     outcome = cli("deploy", "--plan")
-    assert [line.strip() for line in outcome.out.splitlines()[1:-1]] == [
-        "environment: tasks/requirements.txt differs",
-        "function add: new",
-        "function gone: gone",
-        "file tasks/old.py: gone",
-        "file tasks/requirements.txt: changed",
-        ".env A: new",
+    assert outcome.out.splitlines() == [
+        "deploy would add a version to project billing:",
+        "  environment: tasks/requirements.txt differs",
+        "  function add: new",
+        "  function gone: gone",
+        "  file tasks/old.py: gone",
+        "  file tasks/requirements.txt: changed",
+        "  .env A: changed",
+        "The environment would be made. Nothing was changed.",
     ]
-    assert {request.method for request in deployable.requests} == {"GET"}
+    assert all_are_plans(deployable)
+
+
+@pytest.mark.parametrize(
+    ("event", "answer", "said"),
+    [
+        (
+            wire.BuildEvent(environment=environment()),
+            {"version_id": "ver-1", "created": False, "made_latest": False},
+            ["deploy would add no version to project billing: nothing differs from the latest one.",
+             "The environment would stay as it is. Nothing was changed."],
+        ),
+        (
+            wire.BuildEvent(environment=environment(digest="f" * 64)),
+            {"version_id": "ver-0", "created": False, "changes": ["environment: changed"]},
+            ["deploy would make an earlier version of project billing the latest again:",
+             "  environment: its `apt` or `base_image`, an index setting, the Python that serves, or the release of Multinode differs",
+             "The environment would be one that is there already. Nothing was changed."],
+        ),
+        (
+            wire.BuildEvent(missing="e" * 64),
+            {"version_id": "ver-1", "created": False, "made_latest": False},
+            ["deploy would add no version to project billing: nothing differs from the latest one.",
+             "  environment: is made anew",
+             "The environment would be made. Nothing was changed."],
+        ),
+    ],
+)  # fmt: skip
+def test_plan_says_what_becomes_of_version_and_environment(
+    cli, project, deployable, event, answer, said
+):
+    plans(deployable, event, **answer)
+    deployable.on("GET", LATEST, version())
+    project()
+    assert cli("deploy", "--plan").out.splitlines() == said
 
 
 # --- projects ---

@@ -58,6 +58,15 @@ def bench(tmp_path):
     return Bench(tmp_path / "images")
 
 
+def test_a_plan_orders_nothing(bench):
+    digest = bench.build().image_order.digest
+    planned = bench.build(plan=True)
+    assert (planned.missing, planned.image_order) == (digest, None)
+    bench.made()
+    assert bench.build(plan=True).environment.digest == digest
+    assert bench.build(plan=True, no_cache=True).missing == digest
+
+
 def test_what_is_not_there_is_ordered(bench):
     order = bench.build().image_order
     assert order.tag == f"multinode:{order.digest}"

@@ -100,6 +100,16 @@ def run(environments, digest, *command):
     ).stdout.strip()
 
 
+def test_a_plan_makes_nothing(environments, index):
+    spec = EnvironmentSpec(python=HERE, requirements="tool==1.0\n", settings=index)
+    lines, planned = build(environments, spec, plan=True)
+    assert (lines, list(environments._folder.iterdir())) == ([], [])
+    digest = made(environments, spec).digest
+    assert planned.missing == digest
+    found = build(environments, spec, plan=True)[1].environment
+    assert (found.digest, found.created) == (digest, False)
+
+
 def test_an_environment_has_its_requirements_the_sdk_and_working_scripts(environments, index):
     spec = EnvironmentSpec(python=HERE, requirements="tool==1.0\n", settings=index)
     info = made(environments, spec)

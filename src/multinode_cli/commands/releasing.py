@@ -129,7 +129,13 @@ def _release(session: Session, options: _Options) -> Answer:
             environ=session.settings.environ,
         )
         if options.plan:
-            return _planned(release.plan(target, session.client))
+            plan = release.plan(
+                target,
+                session.client,
+                no_cache=options.no_cache,
+                strict_python=options.strict_python,
+            )
+            return _planned(plan)
         return _released(_act(session, target, options), notice)
 
 
@@ -212,21 +218,27 @@ def _nothing_half_done(project: str) -> Iterator[None]:
         raise Interrupted(message) from error
 
 
+_VERSIONS = {
+    "new": "add a version to project {}:",
+    "existing": "make an earlier version of project {} the latest again:",
+    "latest": "add no version to project {}: nothing differs from the latest one.",
+}
+_ENVIRONMENTS = {
+    "kept": "stay as it is",
+    "found": "be one that is there already",
+    "made": "be made",
+}
+
+
 def _planned(plan: release.Plan) -> Answer:
     def show(console: Console) -> None:
-        if not plan.changes:
-            console.out(f"{plan.project}: nothing differs from the latest version.")
-            return
-        verb = "create" if plan.creates_project else "add a version to"
-        console.out(f"deploy would {verb} project {plan.project}:")
+        does = "create project {}:" if plan.creates_project else _VERSIONS[plan.version]
+        console.out(f"deploy would {does.format(plan.project)}")
         for change in plan.changes:
             console.out(f"  {change}")
-        kept = (
-            "be built, unless there is one that fits"
-            if plan.builds_environment
-            else "stay as it is"
+        console.out(
+            f"The environment would {_ENVIRONMENTS[plan.environment]}. Nothing was changed."
         )
-        console.out(f"The environment would {kept}. Nothing was changed.")
 
     return Answer(asdict(plan), show)
 

@@ -138,5 +138,9 @@ async def describe(call: Call) -> wire.DescribeAnswer:
 async def register(call: Call) -> wire.RegisterAnswer:
     """POST /v1/projects/{project}/versions"""
     plane, project, request = call.plane, call.path("project"), call.body
+    if request.plan and not request.functions:
+        return await plane.store.read(
+            lambda connection: cases.planned(connection, plane.context, project, request)
+        )
     plane.bundles.path(request.bundle_digest)  # must be here
     return await plane.store.write(lambda tx: cases.register(tx, plane.context, project, request))

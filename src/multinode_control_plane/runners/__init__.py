@@ -96,7 +96,8 @@ class Runner(Protocol):
         """Yields the build's output line by line, at last one event with ``environment``, ``image_order`` or ``error``.
 
         A runner whose environments are images orders what is missing from its client. The others make it: once per digest, under a lock, renamed
-        into place; a build that is interrupted or fails leaves nothing. One that exists is answered at once.
+        into place; a build that is interrupted or fails leaves nothing. One that exists is answered at once. To a plan the last event
+        may be ``missing``, and nothing is made.
         """
         ...
 

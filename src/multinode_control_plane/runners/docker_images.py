@@ -84,7 +84,8 @@ class Images:
             raise EnvironmentNotFound(message, "Deploy again: it will be made.") from error
 
     async def build(self, request: BuildRequest) -> AsyncIterator[BuildEvent]:
-        """Yields one event: with ``environment`` where its image is to be had, else with ``image_order``, or ``error``."""
+        """Yields one event: with ``environment`` where its image is to be had, else with ``image_order`` (``missing`` to a plan), or
+        ``error``."""
         try:
             yield await self._answer(request)
         except (MultinodeError, EngineError) as error:
@@ -99,6 +100,8 @@ class Images:
             if await self._is_there(info.image):
                 note_use(self._path(digest))
                 return BuildEvent(environment=info)
+        if request.plan:
+            return BuildEvent(missing=digest)
         return BuildEvent(image_order=self._order(digest))
 
     async def _is_there(self, image: str) -> bool:

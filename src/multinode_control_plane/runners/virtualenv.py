@@ -275,7 +275,10 @@ class Virtualenvs:
 
     async def _outcome(self, request: BuildRequest, say: Say) -> BuildEvent:
         try:
-            return BuildEvent(environment=await self._made(await self._plan(request), say))
+            plan = await self._plan(request)
+            if request.plan and not self._is_there(plan):
+                return BuildEvent(missing=plan.digest)
+            return BuildEvent(environment=await self._made(plan, say))
         except ResolverFailed as error:
             requirements, python = request.spec.requirements, request.spec.python
             body = resolver.error_of(error.lines, requirements=requirements, python=python)
@@ -294,9 +297,13 @@ class Virtualenvs:
         digest = await asyncio.to_thread(digest_of, request.spec, python.version)
         return _Plan(request.spec, python, digest, no_cache=request.no_cache)
 
+    def _is_there(self, plan: _Plan) -> bool:
+        """Whether one that was made before serves."""
+        return not plan.no_cache and (self._folder / plan.digest / "current").exists()
+
     async def _made(self, plan: _Plan, say: Say) -> EnvironmentInfo:
         async with self._locks[plan.digest]:
-            if not plan.no_cache and (self._folder / plan.digest / "current").exists():
+            if self._is_there(plan):
                 note_use(self._folder / plan.digest / "current" / "environment.json")
                 return self.info(plan.digest)
             with self._workshop(plan.digest) as workshop:

@@ -124,6 +124,48 @@ def register(
     )
 
 
+def planned(
+    connection: sa.Connection, context: Context, project: str, request: wire.RegisterRequest
+) -> wire.RegisterAnswer:
+    """What ``register`` would do once the code was imported, from its inputs alone. An empty ``version_id``: a new version."""
+    check_name(project)
+    project_row = statements.first(connection, projects, name=project)
+    latest_id = project_row.latest_version_id if project_row is not None else None
+    existing = connection.execute(
+        sa.select(versions.c.version_id)
+        .where(
+            versions.c.project == project,
+            versions.c.describe_key == _describe_key(context, request),
+        )
+        .order_by(versions.c.version_id != latest_id, versions.c.number.desc())
+        .limit(1)
+    ).scalar()
+    return wire.RegisterAnswer(
+        project=project,
+        version_id=existing or "",
+        created=existing is None,
+        made_latest=existing is None or existing != latest_id,
+        changes=_changed_inputs(connection, context, latest_id, request) if latest_id else [],
+    )
+
+
+def _changed_inputs(
+    connection: sa.Connection, context: Context, latest_id: str, request: wire.RegisterRequest
+) -> list[str]:
+    latest = connection.execute(sa.select(versions).where(versions.c.version_id == latest_id)).one()
+    before, after = context.sealer.open(latest.dotenv), request.dotenv
+    found = []
+    if latest.environment_digest != request.environment_digest:
+        found.append("environment: changed")
+    if latest.bundle_digest != request.bundle_digest:
+        found.append("code: changed")
+    for name in sorted({*before, *after}):
+        if before.get(name) != after.get(name):
+            how = "new" if name not in before else "gone" if name not in after else "changed"
+            found.append(f".env {name}: {how}")
+    return found
+
+
 def _check_functions(context: Context, request: wire.RegisterRequest) -> None:
     names = [item.name for item in request.functions]
     if not names or len(set(names)) != len(names):
