@@ -152,6 +152,9 @@ class Console:
         return sys.stdin.readline().strip()
 
 
+_SPINNER_WIDTH = 2
+
+
 class ChangingLine:
     """The handle of ``Console.changing_line``."""
 
@@ -164,11 +167,14 @@ class ChangingLine:
         return self._line is not None
 
     def say(self, text: str) -> None:
-        """Replace the line's text."""
+        """Replace the line's text; what the terminal has no room for in one line is left out."""
         if self._line is not None:
-            from rich.markup import escape  # lazy: start-up time
+            from rich.cells import set_cell_size  # lazy: start-up time
+            from rich.markup import escape
 
-            self._line.update(escape(text))
+            room = self._line.console.width - _SPINNER_WIDTH
+            is_whole = _width(text) <= room
+            self._line.update(escape(text if is_whole else set_cell_size(text, room - 1) + "…"))
 
 
 def _answer(question: str) -> str:

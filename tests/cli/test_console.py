@@ -1,15 +1,17 @@
 """What is printed, where, and how: colour, motion, questions, JSON, errors."""
 
+import io
 import json
 import sys
 
 import pytest
+from rich.console import Console as RichConsole
 from tests.cli.scripted_control_plane import Refusal, invocation
 from tests.cli.terminal import Terminal, at_terminal
 
 from multinode.errors import InputError, InvocationFailedError
 from multinode_cli.commands import run
-from multinode_cli.console import Console
+from multinode_cli.console import ChangingLine, Console
 from multinode_cli.settings import read_settings
 
 HEADERS, ROWS = ("INVOCATION", "STATUS"), [("inv-1", "FAILED"), ("inv-22", "RUNNING")]
@@ -20,6 +22,19 @@ def console(*, as_json=False, debug=False):
 
 
 # --- colour and motion ---
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("[x] installing", "[x] installing"), ("x" * 40, "x" * 17 + "…")]
+)
+def test_the_changing_line_stays_one_line(text, shown):
+    terminal = RichConsole(file=io.StringIO(), force_terminal=True, width=20)
+    status = terminal.status("")
+    ChangingLine(status).say(text)
+    with terminal.capture() as capture:
+        terminal.print(status)
+    assert capture.get().rstrip("\n").endswith(f" {shown}")
+    assert capture.get().count("\n") <= 1
 
 
 def test_a_terminal_has_colour_and_a_changing_line(monkeypatch):

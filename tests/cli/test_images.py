@@ -274,10 +274,25 @@ WARNING: 401 Error, Credentials not correct for https://pypi.example/simple/tqdm
 ERROR: No matching distribution found for tqdm"""
 
 
+NEWER_PIPS_WORDS = f"""\
+== Installing the requirements for Python 3.8.18
+Collecting jsonpickle (from -r requirements.txt (line 1))
+{NUMPY.partition(chr(10))[2]}"""
+BROKEN_BACKEND = """\
+== Installing the requirements for Python 3.12.1
+Collecting tqdm (from -r requirements.txt (line 1))
+Collecting numpy==1.19.5 (from -r requirements.txt (line 2))
+  Getting requirements to build wheel: finished with status 'done'
+ERROR: Exception:
+ModuleNotFoundError: No module named 'distutils'"""
+
+
 @pytest.mark.parametrize(
     ("said", "requirements", "message", "place"),
     [
         (NUMPY, "jsonpickle\nnumpy==1.26.1\n", "numpy==1.26.1 needs Python <3.13,>=3.9; the environment has 3.8.18.", "requirements.txt:2: numpy==1.26.1"),
+        (NEWER_PIPS_WORDS, "jsonpickle\nnumpy==1.26.1\n", "numpy==1.26.1 needs Python <3.13,>=3.9; the environment has 3.8.18.", "requirements.txt:2: numpy==1.26.1"),
+        (BROKEN_BACKEND, "tqdm\nnumpy==1.19.5\n", "The requirements cannot be installed on Python 3.12.1.", "requirements.txt:2: numpy==1.19.5"),
         (CONFLICT, "tqdm\nhttpx<0.20\n", "The requirements cannot be installed on Python 3.12.1.", "requirements.txt:2: httpx<0.20"),
         (OLDER_PIPS_CONFLICT, "tqdm\n\nhttpx<0.20\n", "The requirements cannot be installed on Python 3.8.18.", "requirements.txt:3: httpx<0.20"),
         (AWAY, "tqdm\n", "The package index cannot be reached while the image is built.", "requirements.txt:1: tqdm"),

@@ -171,12 +171,17 @@ def _reason(text: str) -> str:
 
 
 def _places(text: str, files: Mapping[str, bytes]) -> list[str]:
-    """``requirements.txt:2: numpy==1.26.1`` for each line that pip names, by its number or by its package."""
+    """``requirements.txt:2: numpy==1.26.1`` for each line that pip's errors name, by its number or by its package.
+
+    Where they name none, it is the line that pip was at.
+    """
+    reason = _reason(text)
     contradicting = [
-        name for names in _CONTRADICTION.findall(text) for name in re.split(", | and ", names)
+        name for names in _CONTRADICTION.findall(reason) for name in re.split(", | and ", names)
     ]
-    named = {_plain(name) for name in [*_REQUIREMENT.findall(text), *contradicting]}
-    numbered = {(name, int(number)) for name, number in _PLACE.findall(text)}
+    named = {_plain(name) for name in [*_REQUIREMENT.findall(reason), *contradicting]}
+    places = _PLACE.findall(reason) or ([] if named else _PLACE.findall(text)[-1:])
+    numbered = {(name, int(number)) for name, number in places}
     found = []
     for name, data in files.items():
         lines = [] if name.endswith(".whl") else data.decode(errors="replace").splitlines()
