@@ -73,7 +73,7 @@ from multinode_control_plane.runners.docker_events import Deaths
 from multinode_control_plane.runners.docker_images import INSTALLATION_LABEL, Images
 from multinode_control_plane.runners.docker_output import OutputCopy, copy_output
 from multinode_control_plane.runners.log_files import LogFiles
-from multinode_control_plane.runners.storage import Stored
+from multinode_control_plane.runners.storage import OUTPUT, Discarded, Stored
 
 log = logging.getLogger(__name__)
 
@@ -535,16 +535,22 @@ class DockerRunner:
         await self._logs.remove(execution_ids)
 
     async def stored(self, in_use: Collection[str]) -> list[Stored]:
-        """Images and bundles: see ``Runner.stored``."""
-        bundles = await asyncio.to_thread(self.bundles.stored, in_use)
-        return [*await self.images.stored(in_use), *bundles]
+        """Images, bundles and output: see ``Runner.stored``."""
+        return [
+            *await self.images.stored(in_use),
+            *await asyncio.to_thread(self.bundles.stored, in_use),
+            *await asyncio.to_thread(self._logs.stored, in_use),
+        ]
 
-    async def discard(self, item: Stored) -> bool:
-        """Removes an image or a bundle: see ``Runner.discard``."""
-        if item.kind != "bundle":
+    async def discard(self, item: Stored) -> Discarded:
+        """Removes an image, a bundle or output: see ``Runner.discard``."""
+        if item.kind == OUTPUT:
+            await asyncio.to_thread(self._logs.discard, item.name)
+        elif item.kind == "bundle":
+            await self.bundles.remove(item.name)
+        else:
             return await self.images.discard(item)
-        await self.bundles.remove(item.name)
-        return True
+        return Discarded(is_gone=True)
 
     async def close(self) -> None:
         """Lets go of everything; containers go on running."""

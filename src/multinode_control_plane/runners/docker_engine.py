@@ -95,7 +95,10 @@ class ImageState:
     size_bytes: int
     tags: tuple[str, ...] = ()
     """Names by which it is known here."""
+    digests: tuple[str, ...] = ()
+    """``repository@sha256:…``: by which registries that it came from, or went to, know it."""
     created_at: float = 0.0
+    """Unix time when it was made, or last given a name: one that is made of layers that are there already is as old as they."""
 
 
 @dataclass(frozen=True)
@@ -243,19 +246,28 @@ class Engine:
         """An image by its id or ``repository@sha256:…``. Raises NotInEngine."""
         with _told(f"The image {name} could not be looked at."):
             found = self._api.inspect_image(name)
-        labels = (found.get("Config") or {}).get("Labels") or {}
-        return ImageState(found["Id"], labels, found["Size"], tuple(found["RepoTags"] or ()))
+        named_at = (found.get("Metadata") or {}).get("LastTagTime") or ""
+        return ImageState(
+            image_id=found["Id"],
+            labels=(found.get("Config") or {}).get("Labels") or {},
+            size_bytes=found["Size"],
+            tags=tuple(found["RepoTags"] or ()),
+            digests=tuple(found["RepoDigests"] or ()),
+            created_at=max(_unix_time(found["Created"]), _unix_time(named_at)),
+        )
 
-    def images(self, label: str) -> list[ImageState]:
-        """All that carry the label."""
+    def images(self, label: str, *, is_dangling: bool = False) -> list[ImageState]:
+        """All that carry the label; with ``is_dangling`` those without a name that no other image is made from."""
+        filters = {"label": label, **({"dangling": True} if is_dangling else {})}
         with _told("The images could not be listed."):
-            found = self._api.images(filters={"label": label})
+            found = self._api.images(filters=filters)
         return [
             ImageState(
                 image_id=item["Id"],
                 labels=item["Labels"] or {},
                 size_bytes=item["Size"],
                 tags=tuple(item["RepoTags"] or ()),
+                digests=tuple(item["RepoDigests"] or ()),
                 created_at=float(item["Created"]),
             )
             for item in found
@@ -420,6 +432,11 @@ def _is_nobody_there(text: str) -> bool:
 def _with_reason(what: str, reason: str) -> str:
     reason = reason.strip().rstrip(".")
     return f"{what[:-1]}: {reason}." if reason else what
+
+
+def _unix_time(at: str) -> float:
+    """Of the engine's time; 0 where there is none, which it writes as the year 1."""
+    return 0.0 if not at or at.startswith("0001") else float(_whole_seconds(at))
 
 
 def _whole_seconds(at: str) -> int:

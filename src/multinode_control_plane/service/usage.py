@@ -1,23 +1,26 @@
-"""What versions use: the environments and bundles that have to stay."""
+"""What is in use and has to stay: environments and bundles of versions, output of executions that are under way."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
-from multinode_control_plane.model import environments, versions
+from multinode_control_plane.model import environments, executions, versions, workers
 from multinode_control_plane.store import Transaction
 
 
 def in_use(connection: sa.Connection) -> set[str]:
-    """Digests of all environments and bundles that a version has."""
+    """Digests of all environments and bundles that a version has, and ids of executions that have not ended or have a worker."""
     found = connection.execute(
         sa.select(versions.c.environment_digest, versions.c.bundle_digest).distinct()
     ).all()
-    return {digest for row in found for digest in row}
+    under_way = sa.select(executions.c.execution_id).where(executions.c.state != "ended")
+    with_worker = sa.select(workers.c.execution_id).where(workers.c.gone_at.is_(None))
+    living = connection.execute(sa.union(under_way, with_worker)).scalars()
+    return {digest for row in found for digest in row} | set(living)
 
 
-def forget(tx: Transaction, digests: set[str]) -> set[str]:
-    """Forgets environments, before they are removed; those of ``digests`` (and bundles) that no version has by now."""
-    unused = digests - in_use(tx.connection)
+def forget(tx: Transaction, names: set[str]) -> set[str]:
+    """Forgets environments, before they are removed; those of ``names`` that nothing uses by now."""
+    unused = names - in_use(tx.connection)
     tx.connection.execute(sa.delete(environments).where(environments.c.digest.in_(unused)))
     return unused
