@@ -80,7 +80,7 @@ class ToldRunner:
     async def adopt(self, worker_ids: Any) -> set[str]:
         return set(worker_ids) & self.living
 
-    async def checks(self) -> list[Any]:
+    async def checks(self, base_image: str) -> list[Any]:
         return []
 
     async def stored(self, in_use: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable
 
@@ -65,7 +66,11 @@ async def stop(call: Call) -> wire.Empty:
 
 async def checks(call: Call) -> list[wire.Finding]:
     """GET /v1/server/checks"""
-    return await call.plane.runner.checks()
+    base_image = call.query("base_image") or ""
+    if not re.fullmatch(r"[A-Za-z0-9._:@/-]{0,300}", base_image) or ".." in base_image:
+        message = f"{base_image!r:.100} is no name of an image."
+        raise InvalidRequest(message, "Correct `base_image` in multinode.toml.")
+    return await call.plane.runner.checks(base_image)
 
 
 async def gc(call: Call) -> list[wire.Collected]:

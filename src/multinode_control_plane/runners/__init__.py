@@ -149,8 +149,11 @@ class Runner(Protocol):
         """Removes something that is stored, and no worker uses; it stays where one does after all."""
         ...
 
-    async def checks(self) -> list[Finding]:
-        """What ``doctor`` should know of what the runner stands on; tried now, and nothing is left of that."""
+    async def checks(self, base_image: str) -> list[Finding]:
+        """What ``doctor`` should know of what the runner stands on; tried now, and nothing is left of that.
+
+        ``base_image`` is that of the asker's project; empty where nobody said.
+        """
         ...
 
     async def remove_logs(self, execution_ids: Iterable[str]) -> None:

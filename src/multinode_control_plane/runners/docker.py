@@ -44,7 +44,7 @@ from multinode_control_plane.runners import (
     whole_files,
 )
 from multinode_control_plane.runners.bundles import Bundles
-from multinode_control_plane.runners.docker_checks import check_engine
+from multinode_control_plane.runners.docker_checks import Tried, check_engine
 from multinode_control_plane.runners.docker_containers import (
     CPU_LABEL,
     EXECUTION_LABEL,
@@ -142,6 +142,7 @@ class DockerRunner:
         self.engine = engine
         self.bundles = Bundles(data_dir)
         self._data_dir = data_dir
+        self._registry = registry
         self.installation = _installation(data_dir)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
         self.images = Images(
@@ -526,9 +527,10 @@ class DockerRunner:
         """See ``LogFiles.records``."""
         return self._logs.records(execution_id, attempt, ended=ended, tail=tail)
 
-    async def checks(self) -> list[Finding]:
+    async def checks(self, base_image: str) -> list[Finding]:
         """See ``docker_checks``."""
-        return await self._do(check_engine, self.engine, self._plan, self._worker_url)
+        tried = Tried(self._plan, self._worker_url, base_image, self._registry)
+        return await self._do(check_engine, self.engine, tried)
 
     async def remove_logs(self, execution_ids: Iterable[str]) -> None:
         """Removes the output of these executions."""

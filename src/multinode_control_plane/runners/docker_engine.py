@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 60.0
 """How long an answer may take, streams apart."""
+REGISTRY_TIMEOUT_S = 10.0
+"""How long a registry may take to say whether it has an image."""
 CONNECTIONS = 64
 """Kept open; each container's log takes one of its own while it is followed."""
 OLDEST_API = (1, 40)
@@ -272,6 +274,33 @@ class Engine:
             )
             for item in found
         ]
+
+    def ask_registry(self, image: str, registry: Registry | None = None) -> None:
+        """Has the engine ask a registry for an image, without pulling it. Raises NotInEngine where it has none, EngineError else.
+
+        Without ``registry`` the engine is given what ``docker login`` has kept, as far as this user has done that.
+        """
+        from docker import auth
+
+        what = f"The registry of {image} does not give it."
+        with _told(what):
+            if registry and registry.username:
+                login = {"username": registry.username, "password": registry.key}
+                header = auth.encode_header(login)
+            else:
+                name = auth.resolve_repository_name(image)[0]
+                header = auth.get_config_header(self._api, name) or auth.encode_header({})
+            url = f"{self._api.base_url}/v{self._api.api_version}/distribution/{image}/json"
+            try:
+                answer = self._api.get(
+                    url, headers={"X-Registry-Auth": header}, timeout=REGISTRY_TIMEOUT_S
+                )
+            except OSError as error:  # of which the transport's timeouts are
+                if "timed out" not in str(error):
+                    raise
+                message = f"{what[:-1]}: no answer within {REGISTRY_TIMEOUT_S:.0f} s."
+                raise EngineError(message) from error
+            self._api._raise_for_status(answer)
 
     def pull(self, image: str, registry: Registry) -> None:
         """Fetches ``repository@sha256:…``. Raises EngineError with the registry's words."""

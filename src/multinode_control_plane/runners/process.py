@@ -383,7 +383,7 @@ class ProcessRunner:
         """See ``LogFiles.records``."""
         return self._logs.records(execution_id, attempt, ended=ended, tail=tail)
 
-    async def checks(self) -> list[Finding]:
+    async def checks(self, base_image: str) -> list[Finding]:
         """None: what it stands on is checked when it is opened, and by every build."""
         return []
 
