@@ -1,13 +1,15 @@
 """A Docker engine of a test's own, which may be stopped, killed and started again; needs root and ``dockerd``.
 
-Nothing of it meets the engine that everybody shares: a folder, a socket, a containerd and subnets of its own. It makes no rules for
-iptables, which both would take for theirs: its containers reach this machine and nothing else, which is all that workers need.
+Nothing of it meets the engine that everybody shares: a folder, a socket, a containerd, a bridge and subnets of its own. It makes no rules for
+iptables, which both would take for theirs: its containers reach this machine and nothing else, which is all that workers need. It is not
+told ``--bridge=none``: then it would remove ``docker0``, which is the other engine's.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -49,11 +51,15 @@ class OwnEngine:
         self.options: tuple[str, ...] = ()
         """More of ``dockerd``, from its next start on."""
         self.client = docker.DockerClient(base_url=self.url, version="1.40", timeout=WAIT_S)
-        self._pool = f"base=10.{random.randrange(192, 255)}.0.0/16,size=24"
+        number = random.randrange(192, 255)
+        self._pool = f"base=10.{number}.0.0/17,size=24"
+        self._bridge = f"mn-{secrets.token_hex(4)}"
+        self._bridge_address = f"10.{number}.255.1/24"
         self._daemon: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Returns when it answers."""
+        self._make_bridge()
         with (self.folder / "log").open("ab") as log:
             self._daemon = subprocess.Popen(
                 [
@@ -62,7 +68,7 @@ class OwnEngine:
                     f"--data-root={self.folder}/data",
                     f"--exec-root={self.folder}/exec",
                     f"--pidfile={self.folder}/pid",
-                    "--bridge=none",
+                    f"--bridge={self._bridge}",
                     "--iptables=false",
                     f"--default-address-pool={self._pool}",
                     *self.options,
@@ -77,6 +83,16 @@ class OwnEngine:
             assert self._daemon.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.05)
+
+    def _make_bridge(self) -> None:
+        if Path("/sys/class/net", self._bridge).exists():
+            return
+        for command in (
+            ["link", "add", self._bridge, "type", "bridge"],
+            ["address", "add", self._bridge_address, "dev", self._bridge],
+            ["link", "set", self._bridge, "up"],
+        ):
+            subprocess.run(["ip", *command], check=True)
 
     def _answers(self) -> bool:
         with socket.socket(
@@ -98,6 +114,24 @@ class OwnEngine:
     def kill(self) -> None:
         """Ends it so that it notices nothing. Its containers, and the containerd that it started, live on."""
         self.stop(signal.SIGKILL)
+
+    @property
+    def data(self) -> Path:
+        """Where it keeps images and containers."""
+        return self.folder / "data"
+
+    def fill(self) -> None:
+        """Leaves no room on its disk, which has to be one of its own."""
+        assert self.data.is_mount()
+        with (self.data / "filler").open("wb", buffering=0) as filler:
+            for size in (1 << 20, 1 << 12, 1):
+                with suppress(OSError):
+                    while True:
+                        filler.write(b"\0" * size)
+
+    def make_room(self) -> None:
+        """Takes back what ``fill`` did."""
+        (self.data / "filler").unlink(missing_ok=True)
 
     def log(self) -> str:
         """The end of what it said."""
@@ -132,6 +166,7 @@ class OwnEngine:
             self.stop()
         self.client.close()
         self._end_containerd()
+        subprocess.run(["ip", "link", "delete", self._bridge], check=False)
         for line in reversed(Path("/proc/mounts").read_text().splitlines()):
             if (path := line.split()[1]).startswith(f"{self.folder}/"):
                 subprocess.run(["umount", "--lazy", path], check=False)
@@ -152,8 +187,8 @@ class OwnEngine:
 
 
 @contextmanager
-def own_engine() -> Iterator[OwnEngine]:
-    """One that runs and has the base image."""
+def own_engine(disk_mib: int = 0) -> Iterator[OwnEngine]:
+    """One that runs and has the base image; with ``disk_mib`` on a disk of its own that has so much room."""
     needs_own_engine()
     folder = Path(
         tempfile.mkdtemp(prefix="mn-")
@@ -161,6 +196,10 @@ def own_engine() -> Iterator[OwnEngine]:
     try:
         made = OwnEngine(folder)
         try:
+            if disk_mib:
+                made.data.mkdir()
+                size = ["-o", f"size={disk_mib}m"]
+                subprocess.run(["mount", "-t", "tmpfs", *size, "tmpfs", made.data], check=True)
             made.start()
             made.load(BASE)
             yield made

@@ -29,6 +29,7 @@ CONNECTIONS = 64
 """Kept open; each container's log takes one of its own while it is followed."""
 OLDEST_API = (1, 40)
 """Docker 19.03."""
+_DISK_FULL_CURE = "Make room there: `multinode server gc`, and `docker system prune`."
 _OLDEST_TEXT = ".".join(map(str, OLDEST_API))
 
 
@@ -426,6 +427,9 @@ def _told(what: str, *, is_first: bool = False) -> Iterator[None]:
         reason = str(error.explanation or error)
         if error.status_code == 409 and "is not running" in reason:
             raise NotInEngine(_with_reason(what, reason)) from error
+        if "no space left on device" in reason or "disk quota exceeded" in reason:
+            message = f"{what[:-1]}: the Docker engine's disk is full."
+            raise EngineError(message, _DISK_FULL_CURE) from error
         raise EngineError(_with_reason(what, reason)) from error
     except (
         docker.errors.DockerException,
