@@ -62,14 +62,26 @@ def build_image(
             image, _ = client.images.build(
                 path=folder, tag=order.tag, labels=order.labels, rm=True, forcerm=True
             )
+            name = _push(client, order) if order.registry else image.id
         finally:
             client.close()
     return ImageReport(
         spec=spec,
         sdk_digest=sdk_digest(),
-        image=image.id,
+        image=name,
         python_served=PYTHON,
         packages=[],
         base_image=BASE,
         warnings=[],
     )
+
+
+def _push(client, order):
+    """Its name by the registry's digest."""
+    login = {"username": order.registry.username, "password": order.registry.key}
+    for event in client.images.push(order.tag, auth_config=login, stream=True, decode=True):
+        assert "error" not in event, event
+        digest = event.get("aux", {}).get("Digest", "")
+        if digest:
+            return f"{order.registry.repository}@{digest}"
+    raise AssertionError("the push ended without a digest")

@@ -119,3 +119,14 @@ def test_doctor_says_where_a_base_image_is_not_to_be_had(product):
     assert (found["base image"]["state"], found["engine's base image"]["state"]) == ("note", "note")
     assert "its registry cannot be reached" in found["base image"]["finding"]
     assert "docker load" in found["engine's base image"]["cure"]
+
+
+def test_an_image_that_somebody_removed_is_told_and_made_anew_by_a_deploy(product, engine):
+    wait_for(lambda: not engine.client.api.containers(all=True))
+    for image in engine.client.api.images(filters={"label": product.label}):
+        engine.client.api.remove_image(image["Id"], force=True)
+    invocation_id = product.run("invoke", "shop/add", "5", "6", "--detach").strip()
+    wait_for(lambda: "Deploy again" in (info(product, invocation_id).pending_reason or ""))
+    product.deploy(MAIN)
+    wait_for(lambda: info(product, invocation_id).terminated)
+    assert info(product, invocation_id).status == "SUCCEEDED"

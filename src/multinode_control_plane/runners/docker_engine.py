@@ -30,6 +30,9 @@ CONNECTIONS = 64
 OLDEST_API = (1, 40)
 """Docker 19.03."""
 _DISK_FULL_CURE = "Make room there: `multinode server gc`, and `docker system prune`."
+_REGISTRY_CURE = (
+    "Is the registry as the control plane's settings say, and does it answer the engine?"
+)
 _OLDEST_TEXT = ".".join(map(str, OLDEST_API))
 
 
@@ -307,8 +310,9 @@ class Engine:
         """Fetches ``repository@sha256:…``. Raises EngineError with the registry's words."""
         repository, _, digest = image.partition("@")
         login = {"username": registry.username, "password": registry.key}
+        what = f"The image {image} could not be pulled."
         # Without `stream`, docker-py joins the progress and hides an error that comes in the middle of it.
-        with _told(f"The image {image} could not be pulled."):
+        with _told(what, hint=_REGISTRY_CURE):
             for event in self._api.pull(
                 repository,
                 tag=digest,
@@ -317,10 +321,7 @@ class Engine:
                 auth_config=login if registry.username else {},
             ):
                 if "error" in event:
-                    message = f"The image {image} could not be pulled: {event['error']}."
-                    raise EngineError(
-                        message, "Is the registry as the control plane's settings say?"
-                    )
+                    raise _refused(what, str(event["error"]), _REGISTRY_CURE)
 
     def remove_image(self, image_id: str) -> None:
         """Removes an image with its names. Raises EngineError where a container uses it; one that is gone is no error."""
@@ -413,8 +414,8 @@ def _ipam(subnet: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _told(what: str, *, is_first: bool = False) -> Iterator[None]:
-    """Turns what the docker package and its transport raise into our own errors; ``what`` is a sentence."""
+def _told(what: str, *, hint: str = "", is_first: bool = False) -> Iterator[None]:
+    """Turns what the docker package and its transport raise into our own errors; ``what`` and ``hint`` are sentences."""
     import docker.errors
     import requests.exceptions
     import urllib3.exceptions
@@ -427,10 +428,7 @@ def _told(what: str, *, is_first: bool = False) -> Iterator[None]:
         reason = str(error.explanation or error)
         if error.status_code == 409 and "is not running" in reason:
             raise NotInEngine(_with_reason(what, reason)) from error
-        if "no space left on device" in reason or "disk quota exceeded" in reason:
-            message = f"{what[:-1]}: the Docker engine's disk is full."
-            raise EngineError(message, _DISK_FULL_CURE) from error
-        raise EngineError(_with_reason(what, reason)) from error
+        raise _refused(what, reason, hint) from error
     except (
         docker.errors.DockerException,
         requests.exceptions.RequestException,
@@ -439,6 +437,12 @@ def _told(what: str, *, is_first: bool = False) -> Iterator[None]:
         ValueError,
     ) as error:
         raise _away(what, error, is_first=is_first) from error
+
+
+def _refused(what: str, reason: str, hint: str) -> EngineError:
+    if "no space left on device" in reason or "disk quota exceeded" in reason:
+        return EngineError(f"{what[:-1]}: the Docker engine's disk is full.", _DISK_FULL_CURE)
+    return EngineError(_with_reason(what, reason), hint)
 
 
 def _away(what: str, error: Exception, *, is_first: bool) -> EngineAway:

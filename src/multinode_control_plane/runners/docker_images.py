@@ -208,9 +208,10 @@ class Images:
         async with self._pulling[image]:
             try:
                 return await self._look(image)
-            except NotInEngine:
+            except NotInEngine as error:
                 if self._registry is None or "@" not in image:
-                    raise
+                    message = f"The image {image} is not in the Docker engine any more."
+                    raise NotInEngine(message, "Deploy again: it is made anew.") from error
                 await self._do(self._engine.pull, image, self._registry)
                 return await self._look(image)
 
