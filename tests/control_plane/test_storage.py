@@ -18,6 +18,7 @@ from multinode_control_plane.runners.storage import (
     span,
     superfluous,
 )
+from multinode_control_plane.service import usage
 from multinode_control_plane.settings import InputError, parser, resolve
 
 NOW, HOUR, GIB = 1_000_000.0, 3600.0, 1024**3
@@ -206,6 +207,15 @@ def test_what_is_held_is_not_told_as_removed(tmp_path):
         keep(plane, old("image", "held"), old("image", "free"))
         plane.runner.held_back = {"held"}
         assert [item.name for item in await collected(plane)] == ["free"]
+
+    on_plane(tmp_path, test)
+
+
+def test_output_of_more_executions_than_a_statement_can_name_goes(tmp_path):
+    async def test(plane):
+        keep(plane, *(old("output", f"exe-{number}") for number in range(300_000)))
+        names = {item.name for item in plane.runner.kept}
+        assert await plane.store.write(lambda tx: usage.forget(tx, names)) == names
 
     on_plane(tmp_path, test)
 

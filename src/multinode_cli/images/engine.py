@@ -315,7 +315,7 @@ def _unavailable(address: str, error: Exception) -> EngineUnavailable | MissingE
         message = f"No Docker engine answers at {address}{_short(text)}."
     return EngineUnavailable(
         message,
-        "The control plane runs functions in containers, and this command builds their image: start Docker, or set DOCKER_HOST to an engine that runs.",
+        "Functions that run in containers need one to build their image: start Docker, or set DOCKER_HOST to an engine that runs.",
     )
 
 

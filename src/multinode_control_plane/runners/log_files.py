@@ -97,8 +97,8 @@ class LogFiles:
 
     def discard(self, execution_id: str) -> None:
         """Removes output so that who reads it is told. Blocks."""
+        self.path(execution_id).unlink(missing_ok=True)  # first: the disk may be full
         self._removed(execution_id).touch(mode=0o600)
-        self.path(execution_id).unlink(missing_ok=True)
 
     def _removed(self, execution_id: str) -> Path:
         return self._folder / f"{execution_id}.removed"
