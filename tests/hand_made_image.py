@@ -6,6 +6,7 @@ The product's own way is the command line's (``multinode_cli``); this stands in 
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,8 +44,10 @@ def _missing_engine():
     return ""
 
 
-def build_image(order: ImageOrder, spec: EnvironmentSpec) -> ImageReport:
-    """Builds it in the default engine."""
+def build_image(
+    order: ImageOrder, spec: EnvironmentSpec, environ: Mapping[str, str] = os.environ
+) -> ImageReport:
+    """Builds it in the engine of these variables."""
     import docker
 
     with tempfile.TemporaryDirectory() as folder:
@@ -54,19 +57,31 @@ def build_image(order: ImageOrder, spec: EnvironmentSpec) -> ImageReport:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
             os.utime(target, (0, 0))
-        client = docker.from_env()
+        client = docker.from_env(environment=dict(environ))
         try:
             image, _ = client.images.build(
                 path=folder, tag=order.tag, labels=order.labels, rm=True, forcerm=True
             )
+            name = _push(client, order) if order.registry else image.id
         finally:
             client.close()
     return ImageReport(
         spec=spec,
         sdk_digest=sdk_digest(),
-        image=image.id,
+        image=name,
         python_served=PYTHON,
         packages=[],
         base_image=BASE,
         warnings=[],
     )
+
+
+def _push(client, order):
+    """Its name by the registry's digest."""
+    login = {"username": order.registry.username, "password": order.registry.key}
+    for event in client.images.push(order.tag, auth_config=login, stream=True, decode=True):
+        assert "error" not in event, event
+        digest = event.get("aux", {}).get("Digest", "")
+        if digest:
+            return f"{order.registry.repository}@{digest}"
+    raise AssertionError("the push ended without a digest")

@@ -494,11 +494,17 @@ class Finding(Record):
 
 
 class Collected(Record):
-    """Something that no version used, and was removed: ``kind`` is ``environment``, ``image`` or ``bundle``."""
+    """Something that nothing needed, and was removed: ``kind`` is ``environment``, ``image``, ``layers``, ``bundle`` or ``output``.
+
+    Output of all executions together is one item.
+    """
 
     kind: str
     name: str
     size_bytes: int
+    reason: str = ""
+    note: str = ""
+    """What is left of it elsewhere, in a sentence."""
 
 
 class StopRequest(Record):

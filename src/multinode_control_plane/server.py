@@ -35,7 +35,9 @@ from multinode_control_plane.api.installation import collect
 from multinode_control_plane.api.routes import WORKER_ENDPOINTS, make_app
 from multinode_control_plane.runners import Runner, whole_files
 from multinode_control_plane.runners.choice import choose
+from multinode_control_plane.runners.storage import size
 from multinode_control_plane.scheduler import Scheduler
+from multinode_control_plane.server_log import ServerLog
 from multinode_control_plane.service import access, invocations
 from multinode_control_plane.service.dotenv import load_sealer
 from multinode_control_plane.service.executions import Context, hash_secret
@@ -46,7 +48,8 @@ log = logging.getLogger("multinode")
 
 LOCAL_KEY = "local"
 SWITCH_S = 0.0005
-COLLECT_S = 3600.0
+COLLECT_S = 600.0
+"""Output may grow by much meanwhile."""
 KEEP_ALIVE_S = 75
 """Longer than clients leave a connection idle, so that it is rarely closed under a request."""
 
@@ -126,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         prepare_folder(settings.data_dir)
         with locked(settings.data_dir):
-            _log_to_stderr(foreground=options.foreground)
+            _log_to(options.log_file, foreground=options.foreground)
             asyncio.run(serve(settings, ready, foreground=options.foreground))
     except (MultinodeError, OSError) as raised:
         error = _told(raised)
@@ -198,11 +201,11 @@ def locked(data_dir: Path) -> Iterator[None]:
         yield
 
 
-def _log_to_stderr(*, foreground: bool) -> None:
+def _log_to(path: str | None, *, foreground: bool) -> None:
     logging.basicConfig(
         level=logging.WARNING if foreground else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
+        handlers=[ServerLog(Path(path)) if path else logging.StreamHandler(sys.stderr)],
     )
 
 
@@ -270,16 +273,23 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
 
 
 async def _collect_regularly(plane: ControlPlane) -> None:
-    """Removes every hour what no version has used for long."""
+    """Removes what no version has used for long, and what is over the disk limit."""
     while True:
         await asyncio.sleep(COLLECT_S)
         try:
             unused_s = plane.context.settings.keep_unused_s
             done = await collect(plane, unused_s=unused_s, dry_run=False)
             if done:
-                log.info("removed %d things that no version uses", len(done))
-        except Exception:  # the outermost edge: the next hour tries again
-            log.exception("what no version uses could not be removed")
+                log.info("removed what nothing needs: %s", "; ".join(map(_in_words, done)))
+        except Exception:  # the outermost edge: the next time it is tried again
+            log.exception("what nothing needs could not be removed")
+
+
+def _in_words(item: wire.Collected) -> str:
+    """For the log."""
+    return (
+        f"{item.kind} {item.name:.19}, {size(item.size_bytes)}, {item.reason} {item.note}".strip()
+    )
 
 
 async def _until_stopped(plane: ControlPlane, stop: Stop, *, foreground: bool) -> None:

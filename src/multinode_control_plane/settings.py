@@ -56,11 +56,13 @@ class Settings:
     max_values: int = 100_000
     max_values_bytes: int = 256 * 1024 * 1024
     log_limit_bytes: int = 64 * 1024 * 1024
+    disk_limit_bytes: int = 20 * 1024**3
+    """Of what is stored and nothing needs: unused environments, images and bundles, and output of what has ended."""
 
     def options(self) -> dict[str, object]:
         """What `server restart` needs to start the same again, without secrets: those come from the environment anew."""
         return {
-            name: str(value) if isinstance(value, Path) else value
+            _OPTIONS.get(name, name): str(value) if isinstance(value, Path) else value
             for name, value in asdict(self).items()
             if name not in ("asked_capacity", "registry_key")
         }
@@ -70,6 +72,8 @@ class Settings:
         return replace(self, runner=runner, capacity=_capacity(self.asked_capacity, whole))
 
 
+_OPTIONS = {"disk_limit_bytes": "disk_limit"}
+"""Settings that are not called as their options."""
 _SPANS = {
     "grace": "seconds that a cancelled or timed out function has to clean up",
     "silence": "seconds without a word from a worker before the runner is asked for it",
@@ -121,9 +125,14 @@ def parser() -> argparse.ArgumentParser:
         "--allowed-hosts",
         help="further names that the Host header may have, e.g. multinode.example.com,10.0.0.5",
     )
+    made.add_argument(
+        "--disk-limit",
+        help="how much is kept that nothing needs, e.g. 20GiB: unused environments, output of what has ended",
+    )
     for name, meaning in {**_SPANS, **_SIZES}.items():
         made.add_argument(f"--{name.replace('_', '-')}", help=meaning)
     made.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    made.add_argument("--log-file", help=argparse.SUPPRESS)
     made.add_argument("--only-check", action="store_true", help=argparse.SUPPRESS)
     made.add_argument("--foreground", action="store_true", help=argparse.SUPPRESS)
     return made
@@ -163,6 +172,7 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         registry=_registry(given("registry")),
         registry_username=given("registry_username"),
         registry_key=environ.get("MULTINODE_REGISTRY_KEY") or None,
+        disk_limit_bytes=_size(given("disk_limit")),
         allow_process=_switch(given("allow_process")),
         allowed_hosts=_hosts(given("allowed_hosts")),
         **spans,  # type: ignore[arg-type]  # names and types are those of _SPANS and _SIZES
@@ -231,6 +241,20 @@ def _registry(text: str | None) -> str | None:
         message = f"The registry {text!r} cannot be read."
         raise InputError(message, "Write it like registry.example.com/multinode.")
     return text
+
+
+def _size(text: str | None) -> int:
+    """Bytes of ``20GiB``; a number alone is bytes."""
+    if text is None:
+        return Settings.disk_limit_bytes
+    match = re.fullmatch(r"\s*([0-9.]+)\s*(|MiB|GiB|TiB)\s*", text)
+    if match is None:
+        message = f"--disk-limit {text!r} cannot be read."
+        raise InputError(message, "Write it like 20GiB.")
+    return int(_number("disk_limit", match[1]) * _UNITS[match[2]])
+
+
+_UNITS = {"": 1, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
 
 
 def _number(name: str, text: str | None) -> float:

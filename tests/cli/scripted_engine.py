@@ -32,6 +32,10 @@ class ScriptedEngine:
         self.base_platform = ("linux", "amd64")
         self.labels = {"multinode.installation": "i1"}
         self.is_in_registry = False
+        self.registry_error = ""
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.api_version = "1.41"
         self.noted = {"python": "3.12.1", "packages": ["httpx==0.28.1"]}
         self.left = []
         """Containers that were made and not removed."""
@@ -45,7 +49,14 @@ class ScriptedEngine:
     def answer(self, method, path):
         """Status and body of an answer; a list is a stream of events."""
         if path == "/version":
-            return 200, {"ApiVersion": "1.41", "Os": "linux", "Arch": "amd64"}
+            return 200, {
+                "Version": "20.10.24",
+                "ApiVersion": self.api_version,
+                "Os": "linux",
+                "Arch": "amd64",
+            }
+        if path == "/info":
+            return 200, {"DockerRootDir": "/var/lib/docker"}
         if path.startswith("/images/python"):
             return self._base() if self.base_platform else (404, {"message": "No such image"})
         if path == "/images/create":
@@ -58,6 +69,9 @@ class ScriptedEngine:
             digests = ["r.example/mn@sha256:pulled"]
             labels = {"Labels": self.labels}
             return 200, {"Id": "sha256:made", "Config": labels, "RepoDigests": digests}
+        if path.startswith("/distribution/") and self.registry_error:
+            self.may_answer.wait(20)
+            return 500, {"message": self.registry_error}
         if path.startswith("/distribution/"):
             return (200, {}) if self.is_in_registry else (404, {"message": "manifest unknown"})
         return self._container(method, path)

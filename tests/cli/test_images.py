@@ -54,6 +54,9 @@ def dockerfile(spec, environ, *, has_buildkit=False):
 # --- context ---
 
 
+FAILED = "The command '/bin/sh -c …' returned a non-zero code: 1"
+
+
 @pytest.mark.parametrize(
     ("spec", "image"),
     [
@@ -301,7 +304,7 @@ ModuleNotFoundError: No module named 'distutils'"""
 )  # fmt: skip
 def test_a_requirement_that_fails_is_told_with_its_line(said, requirements, message, place):
     files = {"requirements.txt": requirements.encode()}
-    error = failures.build_failed("1", said.splitlines(), base_image="python:3.8", files=files)
+    error = failures.build_failed(FAILED, said.splitlines(), base_image="python:3.8", files=files)
     assert isinstance(error, EnvironmentBuildFailed)
     assert error.message == message
     assert error.hint.splitlines()[0] == place
@@ -320,7 +323,7 @@ def test_a_requirement_that_fails_is_told_with_its_line(said, requirements, mess
 )  # fmt: skip
 def test_a_system_package_that_fails_is_named(line, message):
     lines = ["== Installing system packages", line]
-    error = failures.build_failed("100", lines, base_image="python:3.8", files={})
+    error = failures.build_failed(FAILED, lines, base_image="python:3.8", files={})
     assert error.message == message
 
 

@@ -21,7 +21,7 @@ home, ready, behaviour = sys.argv[1], int(sys.argv[-1]), os.environ["BEHAVIOUR"]
 def say(word):
     os.write(ready, json.dumps(word).encode() + b"\\n")
 with open(home + "/starts", "a") as starts:
-    starts.write(f"{os.getpid()} {sys.argv[2:-2]}\\n")
+    starts.write(f"{os.getpid()} {sys.argv[2:-3]}\\n")
 if behaviour == "dies":
     sys.exit("cannot: the disk is on fire")
 if behaviour == "refuses" or "--port=bad" in sys.argv:

@@ -24,22 +24,26 @@ class FakeEngine:
         self.pulls = []
         self.registry_error = None
 
-    def add(self, image_id, labels, size_bytes=1000):
-        self.held[image_id] = ImageState(image_id, labels, size_bytes)
+    def add(self, image_id, labels, size_bytes=1000, **more):
+        self.held[image_id] = ImageState(image_id, labels, size_bytes, **more)
 
-    async def do(self, act, *args):
+    async def do(self, act, *args, **options):
         """As the runner calls it, without a thread."""
-        return act(*args)
+        return act(*args, **options)
 
     def image(self, name):
         if name not in self.held:
             raise NotInEngine(f"The image {name} could not be looked at: No such image.")
         return self.held[name]
 
-    def images(self, label):
+    def images(self, label, *, is_dangling=False):
         name, _, value = label.partition("=")
         found = {item.image_id: item for item in self.held.values()}
-        return [item for item in found.values() if item.labels.get(name) == value]
+        return [
+            item
+            for item in found.values()
+            if item.labels.get(name) == value and not (is_dangling and item.tags)
+        ]
 
     def pull(self, image, registry):
         self.pulls.append((image, registry.username, registry.key))
@@ -50,6 +54,8 @@ class FakeEngine:
         self.held[image] = replace(self.registry[image])
 
     def remove_image(self, name):
+        if name not in self.held:
+            return
         if self.image(name).image_id in self.used:
             raise EngineError("a container uses it")
         gone = self.image(name).image_id

@@ -1,6 +1,10 @@
 """Environments as images: what is ordered, what is taken, what is found again and what is removed."""
 
 import asyncio
+import base64
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from tests.control_plane.fake_engine import FakeEngine
@@ -8,6 +12,7 @@ from tests.control_plane.fake_engine import FakeEngine
 from multinode.errors import Conflict, EnvironmentBuildFailed, InvalidRequest
 from multinode.wire import BuildRequest, EnvironmentSpec, ImageReport, Registry
 from multinode_control_plane.runners.docker_images import Images
+from multinode_control_plane.runners.storage import Discarded
 
 SDK = "5" * 64
 SPEC = EnvironmentSpec(python="3.8", requirements="numpy\n")
@@ -48,6 +53,9 @@ class Bench:
         order = self.build(no_cache=True).image_order
         self.engine.add(image, order.labels)
         return self.take(order.digest, image)
+
+    def discard(self, item):
+        return asyncio.run(self.images.discard(item))
 
     def stored(self, *in_use):
         return asyncio.run(self.images.stored(in_use))
@@ -196,7 +204,7 @@ def test_what_no_version_uses_is_told_and_can_be_removed(bench):
     assert bench.stored(made.digest) == []
     (item,) = bench.stored()
     assert (item.kind, item.name, item.size_bytes) == ("environment", made.digest, 1000)
-    assert asyncio.run(bench.images.discard(item))
+    assert bench.discard(item).is_gone
     assert bench.engine.held == {}
     assert bench.build().image_order is not None
 
@@ -206,7 +214,7 @@ def test_an_image_that_was_replaced_is_told_although_its_environment_is_used(ben
     made = bench.made(OTHER)
     (item,) = bench.stored(made.digest)
     assert (item.kind, item.name) == ("image", IMAGE)
-    assert asyncio.run(bench.images.discard(item))
+    assert bench.discard(item).is_gone
     assert list(bench.engine.held) == [OTHER]
 
 
@@ -214,5 +222,140 @@ def test_an_image_that_a_container_uses_stays(bench):
     bench.made()
     (item,) = bench.stored()
     bench.engine.used = {IMAGE}
-    assert not asyncio.run(bench.images.discard(item))
+    assert not bench.discard(item).is_gone
     assert bench.build().environment is not None
+
+
+def test_layers_of_builds_that_came_to_no_image_are_told(bench):
+    part = {"multinode.part": "environment"}
+    bench.engine.add("sha256:layer", part)
+    bench.engine.add("sha256:named", part, tags=("mine:latest",))
+    bench.engine.add("sha256:other", {**part, "multinode.installation": "there"})
+    (item,) = bench.stored()
+    assert (item.kind, item.name) == ("layers", "sha256:layer")
+    assert bench.discard(item).is_gone
+    assert sorted(bench.engine.held) == ["sha256:named", "sha256:other"]
+
+
+def test_an_image_that_was_just_named_is_in_use_now_however_old_its_layers(bench):
+    """One that is being pushed is reported later."""
+    order = bench.build().image_order
+    bench.engine.add(IMAGE, order.labels, created_at=5.0)
+    (item,) = bench.stored()
+    assert item.used_at == 5.0
+
+
+# --- the registry ---------------------------------------------------------------------------------------
+
+
+def answers(status, *, challenge="", token=""):
+    """A handler of a registry that answers DELETE so; with a challenge only to whom has met it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        asked = []  # noqa: RUF012
+
+        def do_DELETE(self):
+            given = self.headers.get("Authorization", "")
+            self.asked.append((self.path, given))
+            expected = f"Bearer {token}" if token else BASIC
+            refused = challenge and given != expected
+            self.reply(401 if refused else status, b"{}")
+
+        def do_GET(self):
+            known = self.headers.get("Authorization") == BASIC
+            self.asked.append((self.path, known))
+            self.reply(200 if known else 401, b'{"token": "%s"}' % token.encode())
+
+        def reply(self, code, body):
+            self.send_response(code)
+            if code == 401:
+                host = self.headers["Host"]
+                self.send_header("WWW-Authenticate", challenge.replace("HOST", host))
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    return Handler
+
+
+BASIC = "Basic " + base64.b64encode(b"AWS:token").decode()
+
+
+@contextmanager
+def registry_that(handler):
+    """Its Registry, with a user."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield Registry(f"127.0.0.1:{server.server_port}/team/envs", "AWS", "token")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def pushed_environment(tmp_path, registry):
+    bench = Bench(tmp_path / "images", registry)
+    name = f"{registry.repository}@sha256:{'c' * 64}"
+    bench.made(name)
+    return bench, bench.stored()[0]
+
+
+BEARER = 'Bearer realm="http://HOST/token",service="r",scope="repository:team/envs:pull"'
+
+
+@pytest.mark.parametrize(
+    ("challenge", "token"), [("", ""), ('Basic realm="x"', ""), (BEARER, "given")]
+)
+def test_what_no_version_uses_is_removed_from_the_registry_too(tmp_path, challenge, token):
+    handler = answers(202, challenge=challenge, token=token)
+    with registry_that(handler) as registry:
+        bench, item = pushed_environment(tmp_path, registry)
+        assert bench.discard(item) == Discarded(is_gone=True)
+    assert handler.asked[-1][0] == f"/v2/team/envs/manifests/sha256:{'c' * 64}"
+    assert bench.stored() == []
+    if token:
+        assert "delete" in handler.asked[1][0]
+
+
+@pytest.mark.parametrize("status", [404, 200])
+def test_an_image_that_is_gone_from_the_registry_is_no_error(tmp_path, status):
+    with registry_that(answers(status)) as registry:
+        bench, item = pushed_environment(tmp_path, registry)
+        assert bench.discard(item) == Discarded(is_gone=True)
+
+
+@pytest.mark.parametrize("status", [405, 403, 400])
+def test_a_registry_that_removes_nothing_is_told_and_hinders_nothing(tmp_path, status):
+    with registry_that(answers(status)) as registry:
+        bench, item = pushed_environment(tmp_path, registry)
+        done = bench.discard(item)
+    assert done.is_gone
+    assert f"keeps it: it does not remove images for us ({status})" in done.note
+    assert bench.engine.held == {}
+    assert bench.stored() == []
+
+
+def test_while_the_registry_is_away_the_environment_stays_one(tmp_path):
+    with registry_that(answers(503)) as registry:
+        bench, item = pushed_environment(tmp_path, registry)
+        assert not bench.discard(item).is_gone
+    assert not bench.discard(item).is_gone
+    (again,) = bench.stored()
+    assert again.name == item.name
+
+
+def test_an_image_that_was_replaced_goes_from_the_registry_too(tmp_path):
+    handler = answers(202)
+    with registry_that(handler) as registry:
+        bench, _ = pushed_environment(tmp_path, registry)
+        labels = next(iter(bench.engine.held.values())).labels
+        before = f"{registry.repository}@sha256:{'d' * 64}"
+        bench.engine.add(OTHER, labels, digests=(before, f"elsewhere/envs@sha256:{'e' * 64}"))
+        item = next(item for item in bench.stored() if item.kind == "image")
+        assert bench.discard(item) == Discarded(is_gone=True)
+    assert [path for path, _ in handler.asked] == [f"/v2/team/envs/manifests/sha256:{'d' * 64}"]

@@ -163,3 +163,31 @@ def test_a_removed_log_ends_nobody_and_is_removed_twice_without_error(tmp_path):
         return await following
 
     assert asyncio.run(main()) == []
+
+
+def test_output_of_what_runs_is_not_among_what_may_go(tmp_path):
+    logs = LogFiles(tmp_path)
+    for name in ("exe-1", "exe-2"):
+        logs.path(name).write_text(record("x" * 10_000))
+    logs.path("exe-silent").touch()
+    (found,) = logs.stored({"exe-1"})
+    assert (found.kind, found.name) == ("output", "exe-2")
+    assert found.size_bytes >= 10_000
+
+
+def test_who_reads_output_that_was_removed_for_want_of_room_is_told(tmp_path):
+    logs = LogFiles(tmp_path)
+    logs.path("exe-1").write_text(record("x"))
+    logs.discard("exe-1")
+    assert logs.stored(()) == []
+
+    async def main():
+        ended = asyncio.Event()  # a follower of something that ended long ago
+        return [item async for item in logs.records("exe-1", 2, ended=ended)]
+
+    (told,) = asyncio.run(main())
+    assert (told.stream, told.attempt) == ("system", 2)
+    assert "MULTINODE_DISK_LIMIT" in told.text
+    assert asyncio.run(read(logs, tail=10)) == [told.text]
+    asyncio.run(logs.remove(["exe-1"]))
+    assert list(tmp_path.iterdir()) == []

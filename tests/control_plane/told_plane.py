@@ -22,6 +22,7 @@ from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.routes import make_app
 from multinode_control_plane.runners import WorkerEnd
 from multinode_control_plane.runners.bundles import Bundles
+from multinode_control_plane.runners.storage import Discarded
 from multinode_control_plane.scheduler import Scheduler
 from multinode_control_plane.server import HttpServer, known_hosts
 from multinode_control_plane.service import access, deployments, executions, invocations, rows
@@ -45,6 +46,10 @@ class ToldRunner:
         self.may_start = asyncio.Event()
         self.may_start.set()
         self.ends_when_stopped = True
+        self.kept: list[Any] = []
+        """What is stored."""
+        self.held_back: set[str] = set()
+        """Names of what cannot be removed."""
         self.on_end: Callable[[WorkerEnd], None] = lambda end: None
 
     async def open(self, on_end: Callable[[WorkerEnd], None], worker_url: str) -> None:
@@ -75,11 +80,16 @@ class ToldRunner:
     async def adopt(self, worker_ids: Any) -> set[str]:
         return set(worker_ids) & self.living
 
-    async def checks(self) -> list[Any]:
+    async def checks(self, base_image: str) -> list[Any]:
         return []
 
     async def stored(self, in_use: Any) -> list[Any]:
-        return []
+        return [item for item in self.kept if item.name not in in_use]
+
+    async def discard(self, item: Any) -> Discarded:
+        is_gone = item.name not in self.held_back
+        self.kept = [other for other in self.kept if other != item or not is_gone]
+        return Discarded(is_gone)
 
     async def remove_logs(self, execution_ids: Any) -> None:
         pass

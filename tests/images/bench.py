@@ -174,7 +174,7 @@ def everything_saved(api, image):
 
 
 @contextmanager
-def registry_process(folder, users=None):
+def registry_process(folder, users=None, *, allows_removal=False):
     """A registry on loopback: Debian's ``docker-registry``, with ``users`` and their passwords."""
     command = shutil.which("docker-registry")
     if command is None:
@@ -185,7 +185,10 @@ def registry_process(folder, users=None):
     config = {
         "version": 0.1,
         "log": {"level": "info", "accesslog": {"disabled": False}},
-        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
+        "storage": {
+            "filesystem": {"rootdirectory": str(folder / "data")},
+            "delete": {"enabled": allows_removal},
+        },
         "http": {"addr": address},
     }
     if users:

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from tests.images.conftest import PASSWORD, USER
+from tests.images.immutable_registry import immutable
 
 from multinode.errors import RegistryFailed
 from multinode.wire import EnvironmentSpec, Registry
@@ -35,6 +36,48 @@ def test_an_image_is_pushed_and_named_by_its_digest(shared_bench, registry, spec
     login = {"username": USER, "password": PASSWORD}
     found = bench.api.inspect_distribution(f"{where.repository}:{'d' * 64}", auth_config=login)
     assert pushed.image.endswith(found["Descriptor"]["digest"])
+
+
+def test_nothing_is_pushed_twice(shared_bench, registry, spec):
+    asked = []
+    with immutable(registry, asked=asked) as address:
+        where = Registry(f"{address}/team/envs", USER, PASSWORD)
+        shared_bench.make(spec, registry=where, digest="c" * 64)
+        assert "PUT" in asked
+        asked.clear()
+        shared_bench.make(spec, registry=where, digest="c" * 64)
+    assert set(asked) <= {"GET", "HEAD"}
+
+
+def test_an_image_that_is_made_anew_gets_along_with_tags_that_stay(shared_bench, registry, spec):
+    refusals = []
+    with immutable(registry, refusals) as address:
+        where = Registry(f"{address}/team/envs", USER, PASSWORD)
+        first = shared_bench.make(spec, registry=where, digest="e" * 64)
+        second = shared_bench.make(spec, registry=where, digest="e" * 64, no_cache=True)
+        third = shared_bench.make(spec, registry=where, digest="e" * 64, no_cache=True)
+        assert len({first.image, second.image, third.image}) == 3
+        login = {"username": USER, "password": PASSWORD}
+        for made in (first, second, third):
+            found = shared_bench.api.inspect_distribution(made.image, auth_config=login)
+            assert made.image.endswith(found["Descriptor"]["digest"])
+        assert refusals == []
+
+
+def test_a_tag_that_another_deploy_took_meanwhile_is_no_failure(shared_bench, registry, spec):
+    refusals = []
+    with immutable(registry, refusals) as address:
+        where = Registry(f"{address}/team/envs", USER, PASSWORD)
+        shared_bench.make(spec, registry=where, digest="f" * 64)
+
+        def other_registry_word(*_):
+            return False
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("multinode_cli.images.engine.Engine.is_in_registry", other_registry_word)
+            made = shared_bench.make(spec, registry=where, digest="f" * 64, no_cache=True)
+        assert refusals == ["f" * 64]
+        assert made.image.startswith(f"{where.repository}@sha256:")
 
 
 @pytest.mark.parametrize("key", ["wrong", ""])

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import quote
 
 from multinode.client import Client
 from multinode.errors import MultinodeError, NotLoggedIn
-from multinode.wire import Finding, ServerInfo
+from multinode.wire import EnvironmentSpec, Finding, ServerInfo
 from multinode_cli.commands import local_server
 from multinode_cli.commands.frame import Answer, Commands, Session
 from multinode_cli.commands.shown import moment
 from multinode_cli.console import Console
+from multinode_cli.tasks_folder.project_file import DEFAULT_PYTHON
 
 commands = Commands()
 
@@ -42,12 +45,13 @@ def doctor(session: Session) -> Answer:
 
     Example: multinode doctor
     """
+    control_plane, info = _control_plane(session)
     checks = [
         _python(),
         _server_extra(),
         _uv(),
-        _docker(),
-        *_control_plane(session),
+        *_docker(session, info),
+        *control_plane,
         _disk(session.settings.home),
     ]
     failed = any(check.state == "FAIL" for check in checks)
@@ -55,10 +59,10 @@ def doctor(session: Session) -> Answer:
     def show(console: Console) -> None:
         for check in checks:
             console.out(
-                f"{console.styled(f'{check.state:5}', _MARKS[check.state])} {check.name:14} {check.finding}"
+                f"{console.styled(f'{check.state:5}', _MARKS[check.state])} {check.name:19} {check.finding}"
             )
             if check.cure:
-                console.out(f"{'':20} {check.cure}")
+                console.out(f"{'':25} {check.cure}")
 
     data = [
         {"check": check.name, "state": check.state, "finding": check.finding, "cure": check.cure}
@@ -89,31 +93,52 @@ def _uv() -> Check:
     return Check("uv", "note", "not found", cure)
 
 
-def _docker() -> Check:
-    if not shutil.which("docker"):
-        return Check("Docker", "note", "no docker command; the process runner does without it")
-    return Check("Docker", "ok", "the command is present")
+def _docker(session: Session, info: ServerInfo | None) -> list[Check]:
+    """The engine that `deploy` builds images with. What is amiss matters only where a control plane wants images."""
+    if info is not None and info.runner == "process":
+        return []
+    from multinode_cli.images.checks import check_engine  # lazy: imports the docker package
+
+    found = check_engine(os.environ, _base_image(session))
+    checks = [Check(item.check, item.state, item.finding, item.cure) for item in found]
+    if info is not None:
+        return checks
+    return [replace(item, state="note") if item.state == "FAIL" else item for item in checks]
 
 
-def _control_plane(session: Session) -> list[Check]:
+def _base_image(session: Session) -> str:
+    """Of the project in this folder, or of one without a toml."""
+    from multinode_cli.images.context import base_image_of  # lazy, as above
+
+    environment = session.project_file.environment
+    spec = EnvironmentSpec(
+        python=environment.python or DEFAULT_PYTHON, base_image=environment.base_image
+    )
+    return base_image_of(spec)
+
+
+def _control_plane(session: Session) -> tuple[list[Check], ServerInfo | None]:
+    """What is found of it, and what it says of itself, where it does."""
     try:
         found = _find(session)
     except MultinodeError as error:
-        return [Check("credentials", "FAIL", error.message, error.hint)]
+        return [Check("credentials", "FAIL", error.message, error.hint)], None
     if found is None:
         finding = "none: nobody has logged in, and no local one runs"
         cure = "A command that needs one starts it; `multinode login URL` chooses another."
-        return [Check("control plane", "note", finding, cure)]
+        return [Check("control plane", "note", finding, cure)], None
     client, source = found
     try:
         info = client.call(ServerInfo, "GET", "/v1/server")
     except NotLoggedIn as error:
-        return [
-            Check("control plane", "ok", client.url),
-            Check("credentials", "FAIL", f"{error.message} ({source})", error.hint),
-        ]
+        refused = Check("credentials", "FAIL", f"{error.message} ({source})", error.hint)
+        return [Check("control plane", "ok", client.url), refused], None
     except MultinodeError as error:
-        return [Check("control plane", "FAIL", error.message, error.hint)]
+        return [Check("control plane", "FAIL", error.message, error.hint)], None
+    return _of_server(session, client, info, source), info
+
+
+def _of_server(session: Session, client: Client, info: ServerInfo, source: str) -> list[Check]:
     missing = [name for name in ("cpu", "memory") if name not in info.enforces]
     limits = f", does not enforce {' and '.join(missing)}" if missing else ""
     if missing and info.unenforced_reason:
@@ -123,16 +148,17 @@ def _control_plane(session: Session) -> list[Check]:
         Check("runner", "note" if missing else "ok", f"{info.runner}{limits}"),
         Check("credentials", "ok", f"key {info.key_name!r} ({info.role}), from {source}"),
         _clock(info),
-        *_of_runner(client, info),
+        *_of_runner(session, client, info),
     ]
 
 
-def _of_runner(client: Client, info: ServerInfo) -> list[Check]:
+def _of_runner(session: Session, client: Client, info: ServerInfo) -> list[Check]:
     """What the control plane's runner finds: its engine, and whether containers reach the control plane."""
     if info.runner == "process":
         return []
+    path = f"/v1/server/checks?base_image={quote(_base_image(session))}"
     try:
-        found = client.call(list[Finding], "GET", "/v1/server/checks", wait_s=_CHECKS_S)
+        found = client.call(list[Finding], "GET", path, wait_s=_CHECKS_S)
     except MultinodeError as error:
         return [Check("runner's checks", "note", error.message, error.hint)]
     return [Check(item.check, item.state, item.finding, item.cure) for item in found]

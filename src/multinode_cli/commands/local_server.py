@@ -148,7 +148,12 @@ def _spawn(settings: Settings, options: Sequence[str]) -> None:
     try:
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [*command(settings.home, options), "--ready-fd", str(writing)],
+                [
+                    *command(settings.home, options),
+                    f"--log-file={log}",
+                    "--ready-fd",
+                    str(writing),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

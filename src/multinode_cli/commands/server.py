@@ -64,6 +64,14 @@ _Capacity = Annotated[
         help="Room for workers, cpu=4,memory=8GiB (MULTINODE_CAPACITY).",
     ),
 ]
+_DiskLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--disk-limit",
+        metavar="SIZE",
+        help="How much is kept that nothing needs, 20GiB (MULTINODE_DISK_LIMIT).",
+    ),
+]
 _Registry = Annotated[
     str | None,
     typer.Option("--registry", metavar="HOST/NAME", help="Where images go (MULTINODE_REGISTRY)."),
@@ -112,6 +120,7 @@ def run(
     data_dir: _DataDir = None,
     worker_url: _WorkerUrl = None,
     capacity: _Capacity = None,
+    disk_limit: _DiskLimit = None,
     registry: _Registry = None,
     registry_username: _RegistryUsername = None,
     allow_process: _AllowProcess = False,
@@ -124,7 +133,7 @@ def run(
     local_server.check_installed()
     options = _options(
         runner=runner, database=database, host=host, port=port, data_dir=data_dir,
-        worker_url=worker_url, capacity=capacity, registry=registry,
+        worker_url=worker_url, capacity=capacity, disk_limit=disk_limit, registry=registry,
         registry_username=registry_username, allow_process=allow_process,
         allowed_hosts=allowed_hosts,
     )  # fmt: skip
@@ -142,6 +151,7 @@ def start(
     data_dir: _DataDir = None,
     worker_url: _WorkerUrl = None,
     capacity: _Capacity = None,
+    disk_limit: _DiskLimit = None,
     registry: _Registry = None,
     registry_username: _RegistryUsername = None,
     allow_process: _AllowProcess = False,
@@ -153,7 +163,7 @@ def start(
     """
     options = _options(
         runner=runner, database=database, host=host, port=port, data_dir=data_dir,
-        worker_url=worker_url, capacity=capacity, registry=registry,
+        worker_url=worker_url, capacity=capacity, disk_limit=disk_limit, registry=registry,
         registry_username=registry_username, allow_process=allow_process,
         allowed_hosts=allowed_hosts,
     )  # fmt: skip
@@ -247,7 +257,7 @@ def gc(
         bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")
     ] = False,
 ) -> Answer:
-    """Remove environments, images and bundles that no version uses.
+    """Remove environments, images and bundles that no version uses, and what is over the disk limit.
 
     Example: multinode server gc --dry-run
     """
@@ -257,7 +267,10 @@ def gc(
 
     def show(console: Console) -> None:
         for item in found:
-            console.out(f"{item.kind:12} {item.name:.19}  {item.size_bytes / 1024**2:.1f} MiB")
+            size = f"{item.size_bytes / 1024**2:.1f} MiB"
+            console.out(f"{item.kind:12} {item.name:19.19}  {size:>12}  {item.reason}".rstrip())
+            if item.note:
+                console.out(f"{'':12} {item.note}")
         verb = "Would remove" if dry_run else "Removed"
         console.out(f"{verb} {counted(len(found), 'thing')}, {total / 1024**2:.1f} MiB.")
 

@@ -8,6 +8,7 @@ import socket
 import tarfile
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import docker
@@ -29,7 +30,19 @@ Events = Generator[dict[str, Any], None, None]
 CONNECT_S = 10.0
 ANSWER_S = 600.0
 """Removing a large image, or a pull that extracts a large layer, may be silent for minutes."""
+REGISTRY_S = 10.0
+"""How long a registry may take to say whether it has an image."""
 DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What an engine says of itself. ``root_dir`` is where it keeps images, on its own machine."""
+
+    version: str
+    api_version: str
+    platform: str
+    root_dir: str
 
 
 class Engine:
@@ -58,6 +71,33 @@ class Engine:
             version = self._api.version()
         return f"{version['Os']}/{version['Arch']}"
 
+    def facts(self) -> EngineFacts:
+        """As they are now."""
+        with self._words():
+            version, info = self._api.version(), self._api.info()
+        return EngineFacts(
+            version=str(version["Version"]),
+            api_version=str(version["ApiVersion"]),
+            platform=f"{version['Os']}/{version['Arch']}",
+            root_dir=str(info.get("DockerRootDir", "")),
+        )
+
+    def ask_registry(self, image: str) -> None:
+        """Has the engine ask the image's registry whether it could be pulled. Raises EngineRefused with the reason."""
+        repository = split_name(image)[0]
+        url = f"{self._api.base_url}/v{self._api.api_version}/distribution/{image}/json"
+        try:
+            answer = self._api.get(
+                url, headers=self._auth_header(None, repository), timeout=REGISTRY_S
+            )
+        except Timeout as error:
+            words = f"i/o timeout: no answer within {REGISTRY_S:.0f} s"
+            raise EngineRefused(words) from error
+        except (RequestException, HTTPError) as error:
+            raise _unavailable(self.address, error) from error
+        if answer.status_code >= 400:
+            raise EngineRefused(_message(answer.content))
+
     def pull(
         self, repository: str, tag: str, platform: str, login: Registry | None = None
     ) -> Events:
@@ -65,6 +105,11 @@ class Engine:
         parameters = {"fromImage": repository, "tag": tag, "platform": platform}
         headers = self._auth_header(login, repository)
         return self._events("/images/create", parameters, headers)
+
+    def tag(self, image: str, repository: str, tag: str) -> None:
+        """Gives an image one more name."""
+        with self._words():
+            self._api.tag(image, repository, tag)
 
     def push(self, registry: Registry, tag: str) -> Events:
         """Pushes an image; yields every event. The one with ``aux`` is the last of a push that came to its end."""
@@ -270,7 +315,7 @@ def _unavailable(address: str, error: Exception) -> EngineUnavailable | MissingE
         message = f"No Docker engine answers at {address}{_short(text)}."
     return EngineUnavailable(
         message,
-        "The control plane runs functions in containers, and this command builds their image: start Docker, or set DOCKER_HOST to an engine that runs.",
+        "Functions that run in containers need one to build their image: start Docker, or set DOCKER_HOST to an engine that runs.",
     )
 
 

@@ -12,6 +12,8 @@ MAX_HINT_CHARACTERS = 2_000
 REFUSED_BY_BASE_IMAGE = "multinode-error: "
 """What begins the line in which the Dockerfile says what the base image lacks."""
 
+_COMMAND_FAILED = re.compile(r"returned a non-zero code|did not complete successfully")
+"""How both builders say that a command in the build failed, and not the engine itself."""
 _DISK_FULL = ("no space left on device", "disk quota exceeded")
 _AWAY = (
     "dial tcp", "no such host", "connection refused", "i/o timeout", "TLS handshake", "x509:", "Client.Timeout",
@@ -65,6 +67,8 @@ def build_failed(
     text = "\n".join(lines)
     if _has(f"{words}\n{text}", _DISK_FULL):
         return disk_full()
+    if not _COMMAND_FAILED.search(words):
+        return _engine_failed(words, lines, base_image)
     lacking = next((line for line in lines if line.startswith(REFUSED_BY_BASE_IMAGE)), "")
     if lacking:
         message = f"The base image {base_image} {lacking.removeprefix(REFUSED_BY_BASE_IMAGE)}."
@@ -74,7 +78,12 @@ def build_failed(
         return _pip_failed(text, python[-1], files)
     if any(line.startswith("== Installing system packages") for line in lines):
         return _apt_failed(text, base_image)
-    told = shorten("\n".join([*filter(None, lines), words][-20:]), MAX_HINT_CHARACTERS)
+    return _engine_failed(words, lines, base_image)
+
+
+def _engine_failed(words: str, lines: Sequence[str], base_image: str) -> MultinodeError:
+    said = [line for line in lines if line][-20:]
+    told = shorten("\n".join([*said, words]), MAX_HINT_CHARACTERS)
     message = f"The image cannot be built on {base_image}."
     return EnvironmentBuildFailed(message, f"The engine says:\n{told}")
 
@@ -115,6 +124,11 @@ def registry_failed(words: str, repository: str) -> MultinodeError:
 def is_hopeless(words: str) -> bool:
     """Whether a registry that answered so would not take a push either."""
     return _has(words, _AWAY) or _has(words, _UNAUTHORIZED)
+
+
+def is_tag_taken(words: str) -> bool:
+    """Whether the registry keeps tags as they are, and has this one for another image."""
+    return "immutable" in words.lower()
 
 
 def disk_full() -> StorageFull:

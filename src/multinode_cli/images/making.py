@@ -43,8 +43,8 @@ def make_image(
         there = work.is_pushed(order.registry)
         image = work.pulled(order.registry) if there and not no_cache else ""
         if not image:
-            work.built(no_cache=no_cache)
-            image = work.pushed(order.registry)
+            built = work.built(no_cache=no_cache)
+            image = work.pushed(order.registry, built, is_tag_taken=there)
         return work.report(spec, image)
     finally:
         engine.close()
@@ -155,16 +155,33 @@ class _Work:
         digests = [str(name) for name in image.get("RepoDigests") or []]
         return next((name for name in digests if split_name(name)[0] == registry.repository), "")
 
-    def pushed(self, registry: Registry) -> str:
-        """Pushes it; returns its name by digest. A push is over when the registry has told the digest, not before."""
+    def pushed(self, registry: Registry, image: str, *, is_tag_taken: bool) -> str:
+        """Pushes it; returns its name by digest.
+
+        Where the registry has another image of the tag already, it is pushed under a tag of its own: a registry may be set up
+        so that a tag stays what it is. Nobody looks for that tag, but for the digest.
+        """
         self._progress.step(f"Pushing the image to {registry.repository}")
-        digest = ""
+        own_tag = f"{self._tag}-{image.partition(':')[2][:12]}"
         try:
-            for event in self._engine.push(registry, self._tag):
-                digest = str((event.get("aux") or {}).get("Digest") or digest)
-                self._progress.moment(_moment(event))
+            if is_tag_taken:
+                return self._push_as(own_tag, registry, image)
+            try:
+                return self._push_as(self._tag, registry, image)
+            except EngineRefused as error:
+                if not failures.is_tag_taken(error.words):
+                    raise
+                return self._push_as(own_tag, registry, image)
         except EngineRefused as error:
             raise failures.registry_failed(error.words, registry.repository) from error
+
+    def _push_as(self, tag: str, registry: Registry, image: str) -> str:
+        """A push is over when the registry has told the digest, not before."""
+        self._engine.tag(image, registry.repository, tag)
+        digest = ""
+        for event in self._engine.push(registry, tag):
+            digest = str((event.get("aux") or {}).get("Digest") or digest)
+            self._progress.moment(_moment(event))
         if not digest:
             words = "(the push ended without a digest)"
             raise failures.registry_failed(words, registry.repository)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections.abc import Iterable
 
 import sqlalchemy as sa
 
@@ -11,11 +13,9 @@ from multinode import wire
 from multinode.errors import InvalidRequest
 from multinode_control_plane import __version__, model
 from multinode_control_plane.api.calls import Call, ControlPlane
-from multinode_control_plane.runners.storage import unused
+from multinode_control_plane.runners.storage import DEPLOY_S, OUTPUT, Limits, Stored, superfluous
 from multinode_control_plane.service import access, deployments, usage
 
-DEPLOY_S = 600.0
-"""A deploy has its environment and its bundle before it has a version that uses them."""
 STOP_MODES = ("drain", "now", "restart")
 
 
@@ -66,7 +66,11 @@ async def stop(call: Call) -> wire.Empty:
 
 async def checks(call: Call) -> list[wire.Finding]:
     """GET /v1/server/checks"""
-    return await call.plane.runner.checks()
+    base_image = call.query("base_image") or ""
+    if not re.fullmatch(r"[A-Za-z0-9._:@/-]{0,300}", base_image) or ".." in base_image:
+        message = f"{base_image!r:.100} is no name of an image."
+        raise InvalidRequest(message, "Correct `base_image` in multinode.toml.")
+    return await call.plane.runner.checks(base_image)
 
 
 async def gc(call: Call) -> list[wire.Collected]:
@@ -75,14 +79,36 @@ async def gc(call: Call) -> list[wire.Collected]:
 
 
 async def collect(plane: ControlPlane, *, unused_s: float, dry_run: bool) -> list[wire.Collected]:
-    """Removes environments, images and bundles that no version uses and that were not in use for so long."""
-    known = await plane.store.read(usage.in_use)
-    found = unused(await plane.runner.stored(known), known, unused_s=unused_s)
-    if not dry_run:
-        names = {item.name for item in found}
-        free = await plane.store.write(lambda tx: usage.forget(tx, names))
-        found = [item for item in found if item.name in free and await plane.runner.discard(item)]
-    return [wire.Collected(item.kind, item.name, item.size_bytes) for item in found]
+    """Removes environments, images and bundles that no version uses and that were not in use for so long; then, as far as what
+    is left is over the limit, more of that, and output of executions that have ended."""
+    known = {*await plane.store.read(usage.in_use), *plane.scheduler.describes}
+    limits = Limits(unused_s, plane.context.settings.disk_limit_bytes)
+    found = superfluous(await plane.runner.stored(known), limits, time.time())
+    if dry_run:
+        return _told((item, reason, "") for item, reason in found)
+    names = {item.name for item, _ in found}
+    free = await plane.store.write(lambda tx: usage.forget(tx, names))
+    gone = []
+    for item, reason in found:
+        if item.name in free:
+            discarded = await plane.runner.discard(item)
+            if discarded.is_gone:
+                gone.append((item, reason, discarded.note))
+    return _told(gone)
+
+
+def _told(gone: Iterable[tuple[Stored, str, str]]) -> list[wire.Collected]:
+    """An item each, and one for all output together."""
+    items, output = [], []
+    for item, reason, note in gone:
+        if item.kind == OUTPUT:
+            output.append((item.size_bytes, reason))
+        else:
+            items.append(wire.Collected(item.kind, item.name, item.size_bytes, reason, note))
+    if output:
+        count = f"{len(output)} execution{'s' if len(output) != 1 else ''}"
+        items.append(wire.Collected(OUTPUT, count, sum(size for size, _ in output), output[0][1]))
+    return items
 
 
 async def list_keys(call: Call) -> list[wire.KeyInfo]:

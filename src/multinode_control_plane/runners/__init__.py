@@ -21,7 +21,7 @@ from multinode.wire import (
     LogRecord,
 )
 from multinode_control_plane.runners.bundles import Bundles
-from multinode_control_plane.runners.storage import Stored
+from multinode_control_plane.runners.storage import Discarded, Stored
 
 
 @dataclass(frozen=True)
@@ -143,15 +143,18 @@ class Runner(Protocol):
         ...
 
     async def stored(self, in_use: Collection[str]) -> list[Stored]:
-        """Environments, images and bundles that are here and are none of ``in_use`` (digests), whose use is noted."""
+        """What is here and is none of ``in_use`` (digests, and ids of executions), whose use is noted."""
         ...
 
-    async def discard(self, item: Stored) -> bool:
-        """Removes something that is stored, and no worker uses; False where one does after all."""
+    async def discard(self, item: Stored) -> Discarded:
+        """Removes something that is stored, and no worker uses; it stays where one does after all."""
         ...
 
-    async def checks(self) -> list[Finding]:
-        """What ``doctor`` should know of what the runner stands on; tried now, and nothing is left of that."""
+    async def checks(self, base_image: str) -> list[Finding]:
+        """What ``doctor`` should know of what the runner stands on; tried now, and nothing is left of that.
+
+        ``base_image`` is that of the asker's project; empty where nobody said.
+        """
         ...
 
     async def remove_logs(self, execution_ids: Iterable[str]) -> None:

@@ -26,7 +26,7 @@ from multinode.errors import BundleNotFound, BundleTooLarge, InvalidRequest, Sto
 from multinode.limits import MAX_BUNDLE_BYTES
 from multinode.worker import processes
 from multinode_control_plane.runners import whole_files
-from multinode_control_plane.runners.storage import Stored, note_use, used_at
+from multinode_control_plane.runners.storage import Stored, note_use, size_of, used_at
 
 _WRITABLE = 0o222
 
@@ -72,7 +72,8 @@ class Bundles:
             if name in in_use:
                 note_use(path)
             else:
-                found.append(Stored("bundle", name, path.stat().st_size, used_at(path)))
+                size_bytes = path.stat().st_size + size_of(self._code / name)
+                found.append(Stored("bundle", name, size_bytes, used_at(path)))
         return found
 
     async def put(self, sha256: str, content: AsyncIterable[bytes]) -> None:

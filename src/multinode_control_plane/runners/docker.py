@@ -44,7 +44,7 @@ from multinode_control_plane.runners import (
     whole_files,
 )
 from multinode_control_plane.runners.bundles import Bundles
-from multinode_control_plane.runners.docker_checks import check_engine
+from multinode_control_plane.runners.docker_checks import Tried, check_engine
 from multinode_control_plane.runners.docker_containers import (
     CPU_LABEL,
     EXECUTION_LABEL,
@@ -73,7 +73,7 @@ from multinode_control_plane.runners.docker_events import Deaths
 from multinode_control_plane.runners.docker_images import INSTALLATION_LABEL, Images
 from multinode_control_plane.runners.docker_output import OutputCopy, copy_output
 from multinode_control_plane.runners.log_files import LogFiles
-from multinode_control_plane.runners.storage import Stored
+from multinode_control_plane.runners.storage import OUTPUT, Discarded, Stored
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +142,7 @@ class DockerRunner:
         self.engine = engine
         self.bundles = Bundles(data_dir)
         self._data_dir = data_dir
+        self._registry = registry
         self.installation = _installation(data_dir)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
         self.images = Images(
@@ -526,25 +527,32 @@ class DockerRunner:
         """See ``LogFiles.records``."""
         return self._logs.records(execution_id, attempt, ended=ended, tail=tail)
 
-    async def checks(self) -> list[Finding]:
+    async def checks(self, base_image: str) -> list[Finding]:
         """See ``docker_checks``."""
-        return await self._do(check_engine, self.engine, self._plan, self._worker_url)
+        tried = Tried(self._plan, self._worker_url, base_image, self._registry)
+        return await self._do(check_engine, self.engine, tried)
 
     async def remove_logs(self, execution_ids: Iterable[str]) -> None:
         """Removes the output of these executions."""
         await self._logs.remove(execution_ids)
 
     async def stored(self, in_use: Collection[str]) -> list[Stored]:
-        """Images and bundles: see ``Runner.stored``."""
-        bundles = await asyncio.to_thread(self.bundles.stored, in_use)
-        return [*await self.images.stored(in_use), *bundles]
+        """Images, bundles and output: see ``Runner.stored``."""
+        return [
+            *await self.images.stored(in_use),
+            *await asyncio.to_thread(self.bundles.stored, in_use),
+            *await asyncio.to_thread(self._logs.stored, in_use),
+        ]
 
-    async def discard(self, item: Stored) -> bool:
-        """Removes an image or a bundle: see ``Runner.discard``."""
-        if item.kind != "bundle":
+    async def discard(self, item: Stored) -> Discarded:
+        """Removes an image, a bundle or output: see ``Runner.discard``."""
+        if item.kind == OUTPUT:
+            await asyncio.to_thread(self._logs.discard, item.name)
+        elif item.kind == "bundle":
+            await self.bundles.remove(item.name)
+        else:
             return await self.images.discard(item)
-        await self.bundles.remove(item.name)
-        return True
+        return Discarded(is_gone=True)
 
     async def close(self) -> None:
         """Lets go of everything; containers go on running."""

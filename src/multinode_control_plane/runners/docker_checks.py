@@ -1,14 +1,16 @@
-"""What ``doctor`` asks the ``docker`` runner: the engine, its disk, and whether a container reaches the control plane. Blocks."""
+"""What ``doctor`` asks the ``docker`` runner: the engine, its disk, where images come from, and whether a container reaches the
+control plane. Blocks."""
 
 from __future__ import annotations
 
 import secrets
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
-from multinode.wire import Finding
+from multinode.wire import Finding, Registry
 from multinode_control_plane.runners.docker_containers import ContainerPlan, make_trial
-from multinode_control_plane.runners.docker_engine import Engine, EngineError
+from multinode_control_plane.runners.docker_engine import Engine, EngineError, NotInEngine
 from multinode_control_plane.runners.docker_images import ENVIRONMENT_LABEL
 
 MIN_FREE_BYTES = 5 * 1024**3
@@ -16,14 +18,28 @@ MIN_FREE_BYTES = 5 * 1024**3
 TRIAL_TIMEOUT_S = 20
 
 
-def check_engine(engine: Engine, plan: ContainerPlan, worker_url: str) -> list[Finding]:
+@dataclass(frozen=True)
+class Tried:
+    """What is tried beside the engine itself. ``base_image`` is empty where nobody said which."""
+
+    plan: ContainerPlan
+    worker_url: str
+    base_image: str
+    registry: Registry | None
+
+
+def check_engine(engine: Engine, tried: Tried) -> list[Finding]:
     """The findings, each tried now."""
     try:
         facts = engine.facts_of()
         found = [Finding("engine", "ok", f"Docker {facts.version} ({facts.platform}), {facts.url}")]
         if not facts.is_remote and Path(facts.root_dir).is_dir():
             found.append(_disk(facts.root_dir))
-        return [*found, _reach(engine, plan, worker_url)]
+        if tried.registry is not None:
+            found.append(_registry(engine, tried.registry))
+        elif tried.base_image:
+            found.append(_base_image(engine, tried.base_image))
+        return [*found, _reach(engine, tried.plan, tried.worker_url)]
     except EngineError as error:
         return [Finding("engine", "FAIL", error.message, error.hint)]
 
@@ -35,6 +51,33 @@ def _disk(root_dir: str) -> Finding:
         cure = "Make room: `multinode server gc`, and `docker system prune`."
         return Finding("engine's disk", "FAIL", finding, cure)
     return Finding("engine's disk", "ok", finding)
+
+
+def _registry(engine: Engine, registry: Registry) -> Finding:
+    """Asks for an image that is not there: who says so lets us in."""
+    try:
+        engine.ask_registry(f"{registry.repository}:doctor", registry)
+    except NotInEngine:
+        pass
+    except EngineError as error:
+        cure = "Correct --registry, --registry-username and MULTINODE_REGISTRY_KEY, or look at the engine's network."
+        return Finding("registry", "FAIL", error.message, cure)
+    return Finding("registry", "ok", f"{registry.repository} answers the engine")
+
+
+def _base_image(engine: Engine, name: str) -> Finding:
+    """Without a registry images are built here."""
+    try:
+        engine.image(name)
+        return Finding("engine's base image", "ok", f"{name} is there")
+    except NotInEngine:
+        pass
+    try:
+        engine.ask_registry(name)
+    except EngineError as error:
+        cure = f"Look at the engine's network and at the name, or load it there: `docker pull {name}`, `docker load`."
+        return Finding("engine's base image", "note", f"{name} is not there: {error.message}", cure)
+    return Finding("engine's base image", "ok", f"{name} can be pulled: its registry answers")
 
 
 def _reach(engine: Engine, plan: ContainerPlan, worker_url: str) -> Finding:

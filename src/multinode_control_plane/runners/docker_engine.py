@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 60.0
 """How long an answer may take, streams apart."""
+REGISTRY_TIMEOUT_S = 10.0
+"""How long a registry may take to say whether it has an image."""
 CONNECTIONS = 64
 """Kept open; each container's log takes one of its own while it is followed."""
 OLDEST_API = (1, 40)
 """Docker 19.03."""
+_DISK_FULL_CURE = "Make room there: `multinode server gc`, and `docker system prune`."
+_REGISTRY_CURE = (
+    "Is the registry as the control plane's settings say, and does it answer the engine?"
+)
 _OLDEST_TEXT = ".".join(map(str, OLDEST_API))
 
 
@@ -95,7 +101,10 @@ class ImageState:
     size_bytes: int
     tags: tuple[str, ...] = ()
     """Names by which it is known here."""
+    digests: tuple[str, ...] = ()
+    """``repository@sha256:…``: by which registries that it came from, or went to, know it."""
     created_at: float = 0.0
+    """Unix time when it was made, or last given a name: one that is made of layers that are there already is as old as they."""
 
 
 @dataclass(frozen=True)
@@ -243,30 +252,67 @@ class Engine:
         """An image by its id or ``repository@sha256:…``. Raises NotInEngine."""
         with _told(f"The image {name} could not be looked at."):
             found = self._api.inspect_image(name)
-        labels = (found.get("Config") or {}).get("Labels") or {}
-        return ImageState(found["Id"], labels, found["Size"], tuple(found["RepoTags"] or ()))
+        named_at = (found.get("Metadata") or {}).get("LastTagTime") or ""
+        return ImageState(
+            image_id=found["Id"],
+            labels=(found.get("Config") or {}).get("Labels") or {},
+            size_bytes=found["Size"],
+            tags=tuple(found["RepoTags"] or ()),
+            digests=tuple(found["RepoDigests"] or ()),
+            created_at=max(_unix_time(found["Created"]), _unix_time(named_at)),
+        )
 
-    def images(self, label: str) -> list[ImageState]:
-        """All that carry the label."""
+    def images(self, label: str, *, is_dangling: bool = False) -> list[ImageState]:
+        """All that carry the label; with ``is_dangling`` those without a name that no other image is made from."""
+        filters = {"label": label, **({"dangling": True} if is_dangling else {})}
         with _told("The images could not be listed."):
-            found = self._api.images(filters={"label": label})
+            found = self._api.images(filters=filters)
         return [
             ImageState(
                 image_id=item["Id"],
                 labels=item["Labels"] or {},
                 size_bytes=item["Size"],
                 tags=tuple(item["RepoTags"] or ()),
+                digests=tuple(item["RepoDigests"] or ()),
                 created_at=float(item["Created"]),
             )
             for item in found
         ]
 
+    def ask_registry(self, image: str, registry: Registry | None = None) -> None:
+        """Has the engine ask a registry for an image, without pulling it. Raises NotInEngine where it has none, EngineError else.
+
+        Without ``registry`` the engine is given what ``docker login`` has kept, as far as this user has done that.
+        """
+        from docker import auth
+
+        what = f"The registry of {image} does not give it."
+        with _told(what):
+            if registry and registry.username:
+                login = {"username": registry.username, "password": registry.key}
+                header = auth.encode_header(login)
+            else:
+                name = auth.resolve_repository_name(image)[0]
+                header = auth.get_config_header(self._api, name) or auth.encode_header({})
+            url = f"{self._api.base_url}/v{self._api.api_version}/distribution/{image}/json"
+            try:
+                answer = self._api.get(
+                    url, headers={"X-Registry-Auth": header}, timeout=REGISTRY_TIMEOUT_S
+                )
+            except OSError as error:  # of which the transport's timeouts are
+                if "timed out" not in str(error):
+                    raise
+                message = f"{what[:-1]}: no answer within {REGISTRY_TIMEOUT_S:.0f} s."
+                raise EngineError(message) from error
+            self._api._raise_for_status(answer)
+
     def pull(self, image: str, registry: Registry) -> None:
         """Fetches ``repository@sha256:…``. Raises EngineError with the registry's words."""
         repository, _, digest = image.partition("@")
         login = {"username": registry.username, "password": registry.key}
+        what = f"The image {image} could not be pulled."
         # Without `stream`, docker-py joins the progress and hides an error that comes in the middle of it.
-        with _told(f"The image {image} could not be pulled."):
+        with _told(what, hint=_REGISTRY_CURE):
             for event in self._api.pull(
                 repository,
                 tag=digest,
@@ -275,10 +321,7 @@ class Engine:
                 auth_config=login if registry.username else {},
             ):
                 if "error" in event:
-                    message = f"The image {image} could not be pulled: {event['error']}."
-                    raise EngineError(
-                        message, "Is the registry as the control plane's settings say?"
-                    )
+                    raise _refused(what, str(event["error"]), _REGISTRY_CURE)
 
     def remove_image(self, image_id: str) -> None:
         """Removes an image with its names. Raises EngineError where a container uses it; one that is gone is no error."""
@@ -371,8 +414,8 @@ def _ipam(subnet: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _told(what: str, *, is_first: bool = False) -> Iterator[None]:
-    """Turns what the docker package and its transport raise into our own errors; ``what`` is a sentence."""
+def _told(what: str, *, hint: str = "", is_first: bool = False) -> Iterator[None]:
+    """Turns what the docker package and its transport raise into our own errors; ``what`` and ``hint`` are sentences."""
     import docker.errors
     import requests.exceptions
     import urllib3.exceptions
@@ -385,7 +428,7 @@ def _told(what: str, *, is_first: bool = False) -> Iterator[None]:
         reason = str(error.explanation or error)
         if error.status_code == 409 and "is not running" in reason:
             raise NotInEngine(_with_reason(what, reason)) from error
-        raise EngineError(_with_reason(what, reason)) from error
+        raise _refused(what, reason, hint) from error
     except (
         docker.errors.DockerException,
         requests.exceptions.RequestException,
@@ -394,6 +437,12 @@ def _told(what: str, *, is_first: bool = False) -> Iterator[None]:
         ValueError,
     ) as error:
         raise _away(what, error, is_first=is_first) from error
+
+
+def _refused(what: str, reason: str, hint: str) -> EngineError:
+    if "no space left on device" in reason or "disk quota exceeded" in reason:
+        return EngineError(f"{what[:-1]}: the Docker engine's disk is full.", _DISK_FULL_CURE)
+    return EngineError(_with_reason(what, reason), hint)
 
 
 def _away(what: str, error: Exception, *, is_first: bool) -> EngineAway:
@@ -420,6 +469,11 @@ def _is_nobody_there(text: str) -> bool:
 def _with_reason(what: str, reason: str) -> str:
     reason = reason.strip().rstrip(".")
     return f"{what[:-1]}: {reason}." if reason else what
+
+
+def _unix_time(at: str) -> float:
+    """Of the engine's time; 0 where there is none, which it writes as the year 1."""
+    return 0.0 if not at or at.startswith("0001") else float(_whole_seconds(at))
 
 
 def _whole_seconds(at: str) -> int:

@@ -14,7 +14,8 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ from multinode_control_plane.runners.docker_engine import (
     ImageState,
     NotInEngine,
 )
-from multinode_control_plane.runners.storage import Stored, note_use, used_at
+from multinode_control_plane.runners.registry import RegistryAway, remove_image
+from multinode_control_plane.runners.storage import Discarded, Stored, note_use, used_at
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,8 @@ FORMAT = "1"
 """Part of every digest: change it when images are made in another way."""
 INSTALLATION_LABEL = "multinode.installation"
 ENVIRONMENT_LABEL = "multinode.environment"
+PART_LABEL = "multinode.part=environment"
+"""On each layer that the command line builds (``templates/image``)."""
 
 Do = Callable[..., Awaitable[Any]]
 """Runs a blocking method of the engine in a thread."""
@@ -207,14 +211,16 @@ class Images:
         async with self._pulling[image]:
             try:
                 return await self._look(image)
-            except NotInEngine:
+            except NotInEngine as error:
                 if self._registry is None or "@" not in image:
-                    raise
+                    message = f"The image {image} is not in the Docker engine any more."
+                    raise NotInEngine(message, "Deploy again: it is made anew.") from error
                 await self._do(self._engine.pull, image, self._registry)
                 return await self._look(image)
 
     async def stored(self, in_use: Collection[str]) -> list[Stored]:
-        """Environments that are none of ``in_use``, whose use is noted, and images that no environment has any more.
+        """Environments that are none of ``in_use``, whose use is noted, images that no environment has any more, and layers of
+        builds that came to no image.
 
         An image that was made anew (``--no-cache``) leaves its predecessor without an environment.
         """
@@ -229,9 +235,23 @@ class Images:
             else:
                 size_bytes = image.size_bytes if image else 0
                 found.append(Stored("environment", info.digest, size_bytes, used_at(path)))
-        return found + [
-            Stored("image", item.image_id, item.size_bytes, item.created_at)
-            for item in images.values()
+        return [*found, *await self._without_environment(images), *await self._layers()]
+
+    async def _without_environment(self, image_ids: Collection[str]) -> list[Stored]:
+        found = []
+        for image_id in image_ids:
+            with suppress(NotInEngine):
+                item = await self._look(image_id)
+                found.append(Stored("image", image_id, item.size_bytes, item.created_at))
+        return found
+
+    async def _layers(self) -> list[Stored]:
+        """What builds that failed have left for the next one to begin with: of any installation, for layers have no label of one."""
+        found = await self._do(self._engine.images, PART_LABEL, is_dangling=True)
+        return [
+            Stored("layers", item.image_id, item.size_bytes, item.created_at)
+            for item in found
+            if INSTALLATION_LABEL not in item.labels
         ]
 
     async def _id_of(self, image: str) -> str:
@@ -240,17 +260,35 @@ class Images:
         except NotInEngine:
             return ""
 
-    async def discard(self, item: Stored) -> bool:
-        """Removes an environment with its image, or an image; False where a container uses it."""
-        image = item.name if item.kind == "image" else self.info(item.name).image
+    async def discard(self, item: Stored) -> Discarded:
+        """Removes an environment with its image, an image, or layers, from engine and registry; it stays where a container uses it."""
         try:
-            await self._do(self._engine.remove_image, image)
-        except EngineError as error:
+            if item.kind == "environment":
+                return await self._discard_environment(item.name)
+            note = await self._remove_pushed((await self._look(item.name)).digests)
+            await self._do(self._engine.remove_image, item.name)
+            return Discarded(is_gone=True, note=note)
+        except NotInEngine:
+            return Discarded(is_gone=True)
+        except (EngineError, RegistryAway) as error:
             log.warning("%s", error)
-            return False
-        if item.kind == "environment":
-            self._path(item.name).unlink(missing_ok=True)
-        return True
+            return Discarded(is_gone=False)
+
+    async def _discard_environment(self, digest: str) -> Discarded:
+        """First from the engine, which says whether a container uses it; while the registry is away it is an environment still."""
+        image = self.info(digest).image
+        await self._do(self._engine.remove_image, image)
+        note = await self._remove_pushed([image])
+        self._path(digest).unlink(missing_ok=True)
+        return Discarded(is_gone=True, note=note)
+
+    async def _remove_pushed(self, names: Iterable[str]) -> str:
+        """Removes from the registry what of these is there. Returns a sentence where that does not let us; raises RegistryAway."""
+        note = ""
+        for name in names:
+            if self._registry and name.startswith(f"{self._registry.repository}@"):
+                note = await self._do(remove_image, self._registry, name) or note
+        return note
 
     async def _look(self, image: str) -> ImageState:
         found: ImageState = await self._do(self._engine.image, image)

@@ -1,7 +1,8 @@
 """The output of executions, as the supervisors of the ``process`` runner write it: ``logs/<execution id>.jsonl``.
 
 One record a line, ``{"at", "stream", "text"}``, appended by the supervisor alone. This module reads and removes; it
-never writes a record. A last line without its newline is still being written, and is not there yet.
+never writes a record. A last line without its newline is still being written, and is not there yet. In the place of output that
+was removed for want of room is ``<execution id>.removed``, which is empty.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import asyncio
 import json
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Sequence
+from contextlib import aclosing, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import BinaryIO
 
 from multinode.wire import LogRecord
 from multinode_control_plane.runners.file_changes import FileChanges
+from multinode_control_plane.runners.storage import OUTPUT, Stored, used_at
 
 BLOCK_BYTES = 256 * 1024
 """Read and parsed at once, in a thread; what is shorter than a tenth of it is read on the loop, which is quicker."""
@@ -52,6 +55,10 @@ class LogFiles:
         and everything has been read. An execution without output is no error.
         """
         path = self.path(execution_id)
+        removed = self._removed(execution_id)
+        if removed.exists():
+            yield _removal(removed, attempt)
+            return
         if ended is None or ended.is_set():
             if path.exists():
                 with path.open("rb") as file:
@@ -69,12 +76,42 @@ class LogFiles:
 
     async def remove(self, execution_ids: Iterable[str]) -> None:
         """Removes the output of these executions; missing ones are no error."""
-        paths = [self.path(execution_id) for execution_id in execution_ids]
+        paths = [
+            path
+            for execution_id in execution_ids
+            for path in (self.path(execution_id), self._removed(execution_id))
+        ]
         await asyncio.to_thread(_unlink, paths)
+
+    def stored(self, in_use: Collection[str]) -> list[Stored]:
+        """The output of all executions that are none of ``in_use``, as much as it takes on the disk. Blocks."""
+        found = []
+        for path in self._folder.glob("*.jsonl"):
+            if path.stem in in_use:
+                continue
+            with suppress(OSError):  # its project was removed meanwhile
+                state = path.stat()
+                size_bytes = state.st_blocks * 512
+                found.append(Stored(OUTPUT, path.stem, size_bytes, state.st_mtime))
+        return [item for item in found if item.size_bytes]
+
+    def discard(self, execution_id: str) -> None:
+        """Removes output so that who reads it is told. Blocks."""
+        self.path(execution_id).unlink(missing_ok=True)  # first: the disk may be full
+        self._removed(execution_id).touch(mode=0o600)
+
+    def _removed(self, execution_id: str) -> Path:
+        return self._folder / f"{execution_id}.removed"
 
     def close(self) -> None:
         """Lets go of everything that was watched."""
         self._changes.close()
+
+
+def _removal(mark: Path, attempt: int) -> LogRecord:
+    at = datetime.fromtimestamp(used_at(mark), timezone.utc).isoformat()
+    text = "The output of this attempt was removed to make room (MULTINODE_DISK_LIMIT).\n"
+    return LogRecord(at, "system", text, attempt)
 
 
 def last_lines(records: Sequence[LogRecord], lines: int) -> list[LogRecord]:

@@ -48,7 +48,7 @@ from multinode_control_plane.runners import (
 from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.runners.log_files import LogFiles
 from multinode_control_plane.runners.starters import Starter
-from multinode_control_plane.runners.storage import Stored
+from multinode_control_plane.runners.storage import OUTPUT, Discarded, Stored
 from multinode_control_plane.runners.virtualenv import Virtualenvs
 from multinode_control_plane.runners.worker_processes import (
     WatchedProcess,
@@ -383,7 +383,7 @@ class ProcessRunner:
         """See ``LogFiles.records``."""
         return self._logs.records(execution_id, attempt, ended=ended, tail=tail)
 
-    async def checks(self) -> list[Finding]:
+    async def checks(self, base_image: str) -> list[Finding]:
         """None: what it stands on is checked when it is opened, and by every build."""
         return []
 
@@ -392,18 +392,22 @@ class ProcessRunner:
         await self._logs.remove(execution_ids)
 
     async def stored(self, in_use: Collection[str]) -> list[Stored]:
-        """Environments and bundles: see ``Runner.stored``."""
+        """Environments, bundles and output: see ``Runner.stored``."""
         return [
             *await asyncio.to_thread(self.environments.stored, in_use),
             *await asyncio.to_thread(self.bundles.stored, in_use),
+            *await asyncio.to_thread(self._logs.stored, in_use),
         ]
 
-    async def discard(self, item: Stored) -> bool:
-        """Removes an environment or a bundle: see ``Runner.discard``."""
+    async def discard(self, item: Stored) -> Discarded:
+        """Removes an environment, a bundle or output: see ``Runner.discard``."""
         if item.kind == "environment":
-            return await self.environments.discard(item.name)
-        await self.bundles.remove(item.name)
-        return True
+            return Discarded(await self.environments.discard(item.name))
+        if item.kind == OUTPUT:
+            await asyncio.to_thread(self._logs.discard, item.name)
+        else:
+            await self.bundles.remove(item.name)
+        return Discarded(is_gone=True)
 
     async def close(self) -> None:
         """Lets go of everything; workers go on running, and starters stay until their last one is gone."""

@@ -1,23 +1,28 @@
-"""What versions use: the environments and bundles that have to stay."""
+"""What is in use and has to stay: environments and bundles of versions, output of executions that are under way."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
-from multinode_control_plane.model import environments, versions
+from multinode_control_plane.model import environments, versions, workers
 from multinode_control_plane.store import Transaction
 
 
 def in_use(connection: sa.Connection) -> set[str]:
-    """Digests of all environments and bundles that a version has."""
+    """Digests of all environments and bundles that a version has, and ids of executions that have a worker: all that have not ended."""
     found = connection.execute(
         sa.select(versions.c.environment_digest, versions.c.bundle_digest).distinct()
     ).all()
-    return {digest for row in found for digest in row}
+    with_worker = sa.select(workers.c.execution_id).where(workers.c.gone_at.is_(None))
+    living = connection.execute(with_worker).scalars()
+    return {digest for row in found for digest in row} | set(living)
 
 
-def forget(tx: Transaction, digests: set[str]) -> set[str]:
-    """Forgets environments, before they are removed; those of ``digests`` (and bundles) that no version has by now."""
-    unused = digests - in_use(tx.connection)
-    tx.connection.execute(sa.delete(environments).where(environments.c.digest.in_(unused)))
+def forget(tx: Transaction, names: set[str]) -> set[str]:
+    """Forgets environments, before they are removed; those of ``names`` that nothing uses by now."""
+    unused = names - in_use(tx.connection)
+    known = tx.connection.execute(sa.select(environments.c.digest)).scalars()
+    # Not by all names: those of outputs may be more than a statement can have.
+    gone = unused.intersection(known)
+    tx.connection.execute(sa.delete(environments).where(environments.c.digest.in_(gone)))
     return unused
