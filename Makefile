@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUNNER ?= process
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test soak lint format bench clean
 .DEFAULT_GOAL := demo
 
 .venv/ready: pyproject.toml
@@ -20,6 +20,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	@$(BIN)/python -m pytest $(ARGS)
+
+soak: .venv/ready
+	@$(BIN)/python -m pytest tests/soak -m soak -s $(ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

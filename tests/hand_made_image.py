@@ -6,6 +6,7 @@ The product's own way is the command line's (``multinode_cli``); this stands in 
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,8 +44,10 @@ def _missing_engine():
     return ""
 
 
-def build_image(order: ImageOrder, spec: EnvironmentSpec) -> ImageReport:
-    """Builds it in the default engine."""
+def build_image(
+    order: ImageOrder, spec: EnvironmentSpec, environ: Mapping[str, str] = os.environ
+) -> ImageReport:
+    """Builds it in the engine of these variables."""
     import docker
 
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +57,7 @@ def build_image(order: ImageOrder, spec: EnvironmentSpec) -> ImageReport:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
             os.utime(target, (0, 0))
-        client = docker.from_env()
+        client = docker.from_env(environment=dict(environ))
         try:
             image, _ = client.images.build(
                 path=folder, tag=order.tag, labels=order.labels, rm=True, forcerm=True

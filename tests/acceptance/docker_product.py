@@ -1,0 +1,79 @@
+"""The product with the ``docker`` runner, on any engine, with an image made by hand."""
+
+import hashlib
+import io
+import tarfile
+
+from tests.acceptance.product import Product
+from tests.hand_made_image import build_image
+
+from multinode.distribution import sdk_digest
+from multinode.wire import (
+    BuildEvent,
+    BuildRequest,
+    DescribeAnswer,
+    DescribeRequest,
+    Empty,
+    EnvironmentInfo,
+    EnvironmentSpec,
+    RegisterAnswer,
+    RegisterRequest,
+    loads,
+)
+
+
+class DockerProduct(Product):
+    """A server with the docker runner. ``deploy`` is by hand, with an image made by hand in the engine of ``environ``."""
+
+    def __init__(self, folder, engine_url=""):
+        super().__init__(folder)
+        self.environ["MULTINODE_RUNNER"] = "docker"
+        if engine_url:
+            self.environ["DOCKER_HOST"] = engine_url
+
+    def deploy(self, main, dotenv=None, project="shop"):
+        client = self.client()
+        spec = EnvironmentSpec(python="3.8")
+        request = BuildRequest(spec, sdk_digest=sdk_digest())
+        path = f"/v1/projects/{project}"
+        lines = client.stream("POST", f"{path}/environments", request)
+        event = [loads(BuildEvent, line) for line in lines if line.strip()][-1]
+        if event.environment is None:
+            order = event.image_order
+            report = build_image(order, spec, self.environ)
+            event = BuildEvent(
+                environment=client.call(
+                    EnvironmentInfo, "PUT", f"{path}/environments/{order.digest}", report
+                )
+            )
+        archive = bundle(main)
+        digest = hashlib.sha256(archive).hexdigest()
+        client.call(Empty, "PUT", f"/v1/bundles/{digest}", archive)
+        environment, dotenv = event.environment.digest, dotenv or {}
+        described = client.call(
+            DescribeAnswer,
+            "POST",
+            f"{path}/describe",
+            DescribeRequest(environment, digest, dotenv),
+            wait_s=60,
+        )
+        return client.call(
+            RegisterAnswer,
+            "POST",
+            f"{path}/versions",
+            RegisterRequest(environment, digest, dotenv, described.functions, create=True),
+        )
+
+    @property
+    def label(self):
+        installation = (self.folder / "home" / "server" / "installation").read_text()
+        return f"multinode.installation={installation}"
+
+
+def bundle(main):
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as tar:
+        item = tarfile.TarInfo("main.py")
+        item.size = len(main.encode())
+        tar.addfile(item, io.BytesIO(main.encode()))
+    return made.getvalue()
