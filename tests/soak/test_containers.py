@@ -46,12 +46,14 @@ def product(engine, tmp_path, monkeypatch):
     """A server with one function deployed, which has run once; the SDK talks to it."""
     made = DockerProduct(tmp_path, engine.url)
     made.run("server", "start")
-    made.deploy(MAIN)
-    monkeypatch.setenv("MULTINODE_API_URL", made.server["url"])
-    monkeypatch.setenv("MULTINODE_API_KEY", made.server["key"])
-    assert add().call_remote(1, 2) == 3
-    yield made
-    made.run("server", "stop", "--now")
+    try:
+        made.deploy(MAIN)
+        monkeypatch.setenv("MULTINODE_API_URL", made.server["url"])
+        monkeypatch.setenv("MULTINODE_API_KEY", made.server["key"])
+        assert add().call_remote(1, 2) == 3
+        yield made
+    finally:
+        made.run("server", "stop", "--now")
 
 
 def add():
