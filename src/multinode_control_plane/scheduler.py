@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -93,15 +93,13 @@ class Scheduler:
         self.store.perform = self.perform
         await self.runner.open(self._worker_ended, worker_url)
         known = await self.store.read(executions.alive)
-        living = await self.runner.adopt([who.worker_id for who in known])
-        for who in known:
-            if who.worker_id in living:
-                self.lease(who.worker_id)
-            else:
-                end = WorkerEnd(who.worker_id, detail="it ended while the control plane was away")
-                await self.store.write(
-                    partial(executions.worker_gone, context=self.context, end=end)
-                )
+        ends = await self.runner.adopt([who.worker_id for who in known])
+        living = {who.worker_id for who in known} - ends.keys()
+        for worker_id in living:
+            self.lease(worker_id)
+        for end in ends.values():
+            told = replace(end, detail=end.detail or "it ended while the control plane was away")
+            await self.store.write(partial(executions.worker_gone, context=self.context, end=told))
         if known:
             log.info("adopted %d of %d workers", len(living), len(known))
         for worker_id in living & await self.store.read(executions.to_be_stopped):

@@ -223,15 +223,16 @@ async def serve(settings: Settings, ready: Ready, *, foreground: bool) -> None:
 
 
 async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foreground: bool) -> None:
-    choice = await choose(settings, os.environ)
-    runner, settings = choice.runner, choice.settings
     local = Local(settings.data_dir / "local.json")
+    kept = local.runner if await store.read(_count_workers) else ""
+    choice = await choose(settings, os.environ, kept)
+    runner, settings = choice.runner, choice.settings
     await _ensure_local_key(store, local)
     listener = listen(settings, local.port)
     port = listener.getsockname()[1]
     url = f"http://{_in_url(settings.host)}:{port}"
     door = await _worker_door(settings, runner, local)
-    local.remember(port, door.port if door else None)
+    local.remember(port, door.port if door else None, runner.name)
     context = Context(settings, load_sealer(settings.data_dir / "secret.key"))
     scheduler = Scheduler(store, runner, context)
     stop = Stop()
@@ -351,7 +352,7 @@ def _say(foreground: bool, text: str) -> None:
 
 
 class Local:
-    """This user's key and the port of last time, kept over restarts: who knows them stays connected."""
+    """This user's key and the port of last time, kept over restarts: who knows them stays connected. And its runner."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -362,11 +363,17 @@ class Local:
         self.key: str | None = known.get("key")
         self.port: int | None = known.get("port")
         self.worker_port: int | None = known.get("worker_port")
+        self.runner: str = known.get("runner", "")
 
-    def remember(self, port: int, worker_port: int | None) -> None:
-        """Writes key and ports (0600); the one for workers is kept where there is none this time."""
-        self.port, self.worker_port = port, worker_port or self.worker_port
-        known = {"key": self.key, "port": port, "worker_port": self.worker_port}
+    def remember(self, port: int, worker_port: int | None, runner: str) -> None:
+        """Writes all of it (0600); the port for workers is kept where there is none this time."""
+        self.port, self.worker_port, self.runner = port, worker_port or self.worker_port, runner
+        known = {
+            "key": self.key,
+            "port": port,
+            "worker_port": self.worker_port,
+            "runner": runner,
+        }
         whole_files.write(self._path, _json(known))
 
 

@@ -37,13 +37,12 @@ class SharingRunner(DockerRunner):
     def __init__(self, data_dir, engine, shared):
         super().__init__(data_dir, engine)
         self._shared = shared
-        self.volumes = set()
-        """All that its containers had."""
 
     def _make_container(self, launch, image, code):
         super()._make_container(launch, image, code)
         found = self.engine._api.inspect_container(container_name(launch.worker_id))
-        self.volumes |= {item["Name"] for item in found["Mounts"] if item["Type"] == "volume"}
+        with (self._shared / "volumes").open("a") as file:
+            file.writelines(f"{item['Name']}\n" for item in found["Mounts"] if "Name" in item)
 
     def _remove_network(self):
         """Stays: the tests' control plane listens in it, and others of the session follow."""
@@ -52,6 +51,12 @@ class SharingRunner(DockerRunner):
         config = super().container_config(launch, image)
         config["HostConfig"]["Binds"] = [f"{self._shared}:{self._shared}"]
         return config
+
+
+def volumes_noted(folder):
+    """All that the containers of runners on this folder had."""
+    path = folder / "volumes"
+    return set(path.read_text().split()) if path.exists() else set()
 
 
 def make_environment(folder):
@@ -91,6 +96,13 @@ class Containers:
         """Names of its containers, whatever their state."""
         found = self._engine.containers(worker_labels(self._installation))
         return [state.name for state in found]
+
+    def images_and_networks(self):
+        """Ids of what is its own of these."""
+        label = f"multinode.installation={self._installation}"
+        images = {state.image_id for state in self._engine.images(label)}
+        found = self._engine._api.networks(filters={"label": label})
+        return images | {item["Id"] for item in found}
 
     def is_running(self, worker_id):
         return self._engine.container(container_name(worker_id)).is_running

@@ -15,6 +15,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,11 +23,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from tests.contract import endings
 from tests.contract.docker_stage import (
     Containers,
     SharingRunner,
     make_environment,
     remove_environment,
+    volumes_noted,
 )
 from tests.fake_control_plane import FakeControlPlane
 from tests.hand_made_image import needs_engine
@@ -35,9 +38,9 @@ from multinode.codec import encode_input
 from multinode.wire import Assignment, BuildRequest, EnvironmentSpec
 from multinode_control_plane.runners import WorkerLaunch, WorkerNotMadeError
 from multinode_control_plane.runners.docker_containers import HOME
-from multinode_control_plane.runners.docker_engine import Engine
+from multinode_control_plane.runners.docker_engine import Engine, NotInEngine
 from multinode_control_plane.runners.process import ProcessRunner
-from multinode_control_plane.runners.worker_processes import is_held, is_living
+from multinode_control_plane.runners.worker_processes import is_held, is_living, read
 
 RUNNERS = ["process", "docker"]
 ONLY_PROCESS = pytest.mark.parametrize("stage", ["process"], indirect=True)
@@ -134,6 +137,15 @@ def fill(mib):
 
 
 @mn.function()
+def fill_later(mib, marker):
+    """The same, when it is given the sign."""
+    Path(marker).write_text("")
+    while not Path(marker).with_name("go").exists():
+        time.sleep(0.01)
+    return fill(mib)
+
+
+@mn.function()
 def spin(seconds):
     """Uses all the cpu that it gets; how much that was."""
     began, ends_at = time.process_time(), time.monotonic() + seconds
@@ -177,6 +189,8 @@ BUNDLE_DIGEST = hashlib.sha256(BUNDLE).hexdigest()
 class Ends:
     """What a runner has told of ends, and when."""
 
+    in_the_situation: Callable = None
+    """Awaited before any end is, where a test is to get no further."""
     ends: dict = field(default_factory=dict)
     at: dict = field(default_factory=dict)
     told: asyncio.Event = field(default_factory=asyncio.Event)
@@ -188,6 +202,9 @@ class Ends:
         self.told.set()
 
     async def of(self, worker_id, timeout_s=WAIT_S):
+        if self.in_the_situation is not None:
+            await self.in_the_situation()
+
         async def wait():
             while worker_id not in self.ends:
                 self.told.clear()
@@ -200,12 +217,18 @@ class Ends:
 class Stage:
     """A data folder with an environment and a bundle, a control plane, and the runners that are opened on it."""
 
-    def __init__(self, data_dir, environment, plane):
+    def __init__(self, data_dir, environment, plane, ending):
         self.data_dir = data_dir
         self.environment = environment
         self.plane = plane
+        self.ending = ending
+        self.in_the_situation = None
         self.runner = None
         self.ends = None
+
+    def renew(self):
+        """Makes anew what does not get through a fork."""
+        self.plane.come_back()
 
     def make_runner(self):
         return ProcessRunner(self.data_dir)
@@ -213,11 +236,12 @@ class Stage:
     @asynccontextmanager
     async def opened(self, *adopted):
         self.runner = self.make_runner()
-        self.ends = Ends()
+        self.ends = Ends(self.in_the_situation)
         loop = asyncio.get_running_loop()
         self.plane.on_exchange = partial(loop.call_soon_threadsafe, self.runner.claimed)
         await self.runner.open(self.ends, self.plane.url)
-        self.adopted = await self.runner.adopt(adopted)
+        self.past_ends = await self.runner.adopt(adopted)
+        self.adopted = set(adopted) - self.past_ends.keys()
         try:
             yield self.runner
         finally:
@@ -297,20 +321,39 @@ class Stage:
         """What there is of workers."""
         return [path for name in ("workers", "work") for path in (self.data_dir / name).iterdir()]
 
+    def present(self):
+        """Ids of workers that there is something of."""
+        return {path.stem for path in (self.data_dir / "workers").glob("*.json")}
+
+    def kill(self, worker_id):
+        """kill -9 of its first process, if it is there."""
+        found = read(self.data_dir / "workers" / f"{worker_id}.json")
+        if found is not None and found.is_running:
+            os.kill(found.pid, signal.SIGKILL)
+
+    async def until_nothing_is_left(self):
+        await until(lambda: not self.left())
+
+    async def until_nothing_runs(self):
+        """Without a runner: also what had come up too late for it to see."""
+        folder = (self.data_dir / "environments").resolve()
+        await until(lambda: not running_from(folder))
+
 
 class DockerStage(Stage):
     """The same with containers, which see the data folder (the test's ``tmp_path``) under its own path."""
 
-    def __init__(self, data_dir, environment, plane, image):
-        super().__init__(data_dir, environment, plane)
+    def __init__(self, data_dir, environment, plane, ending, image):
+        super().__init__(data_dir, environment, plane, ending)
         self.containers = Containers(data_dir)
         self.image = image
-        self.volumes = set()
+
+    def renew(self):
+        super().renew()
+        self.containers = Containers(self.data_dir)
 
     def make_runner(self):
-        runner = SharingRunner(self.data_dir, Engine.connect(os.environ), self.data_dir)
-        runner.volumes = self.volumes
-        return runner
+        return SharingRunner(self.data_dir, Engine.connect(os.environ), self.data_dir)
 
     def supervisor(self, launch):
         return {"pid": self.containers.pid(launch.worker_id)}
@@ -326,6 +369,18 @@ class DockerStage(Stage):
 
     def left(self):
         return self.containers.left()
+
+    async def until_nothing_runs(self):
+        await self.until_nothing_is_left()
+
+    def present(self):
+        return {name.replace("multinode-", "") for name in self.left()}
+
+    def kill(self, worker_id):
+        with suppress(NotInEngine, ProcessLookupError):
+            pid = self.containers.pid(worker_id)
+            if pid:  # else it has ended: 0 would be this process's own group
+                os.kill(pid, signal.SIGKILL)
 
 
 async def until(fact, timeout_s=WAIT_S):
@@ -361,34 +416,38 @@ def docker_environment(tmp_path_factory):
 
 
 @pytest.fixture(params=RUNNERS)
-def stage(request, tmp_path):
+def stage(request, ending, tmp_path):
     name = "docker_stage" if request.param == "docker" else "process_stage"
     return request.getfixturevalue(name)
 
 
 @pytest.fixture
-def docker_stage(tmp_path, docker_environment):
+def docker_stage(tmp_path, docker_environment, ending):
     docker_environment.lend(tmp_path)
     tmp_path.chmod(0o777)
     threads = threading.active_count()
     with FakeControlPlane(docker_environment.gateway) as plane:
         digest, image = docker_environment.digest, docker_environment.image
-        stage = DockerStage(tmp_path, digest, plane, image)
+        stage = DockerStage(tmp_path, digest, plane, ending, image)
+        before = stage.containers.images_and_networks()
         yield stage
-    left, volumes = stage.containers.left(), stage.containers.volumes()
+    left, after = stage.containers.left(), stage.containers.images_and_networks()
+    volumes = stage.containers.volumes()
     stage.containers.close()
     assert not left, "containers were left behind"
-    assert not volumes & stage.volumes, "volumes were left behind"
+    assert after == before
+    assert not volumes & volumes_noted(tmp_path), "volumes were left behind"
     assert threading.active_count() <= threads
 
 
 @pytest.fixture
-def process_stage(tmp_path, environment):
+def process_stage(tmp_path, environment, ending):
     folder, digest = environment
     (tmp_path / "environments").symlink_to(folder)
     threads = threading.active_count()
     with FakeControlPlane() as plane:
-        yield Stage(tmp_path, digest, plane)
+        stage = Stage(tmp_path, digest, plane, ending)
+        yield stage
     deadline = time.monotonic() + 5
     while (left := running_from(folder)) and time.monotonic() < deadline:
         reap()
@@ -396,6 +455,8 @@ def process_stage(tmp_path, environment):
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left, "processes were left behind"
+    cgroups = stage.runner._cgroups.parents if stage.runner else ()
+    assert not any(map(os.path.exists, cgroups)), "cgroups were left behind"
     while threading.active_count() > threads and time.monotonic() < deadline:
         time.sleep(0.01)  # the plane's, of connections whose workers were killed
     assert threading.active_count() <= threads
@@ -601,6 +662,7 @@ def test_an_adopted_worker_can_be_stopped_with_grace(stage, tmp_path):
     asyncio.run(main())
 
 
+@endings.ONLY_ITS_OWN
 def test_workers_that_are_not_known_any_more_are_killed(stage, tmp_path):
     async def main():
         marker = tmp_path / "marker"
@@ -617,6 +679,7 @@ def test_workers_that_are_not_known_any_more_are_killed(stage, tmp_path):
     asyncio.run(main())
 
 
+@endings.ONLY_ITS_OWN
 def test_a_worker_that_ended_while_no_runner_was_there_is_not_adopted(stage, tmp_path):
     async def main():
         marker = tmp_path / "marker"
@@ -626,7 +689,8 @@ def test_a_worker_that_ended_while_no_runner_was_there_is_not_adopted(stage, tmp
         os.kill(supervisor, signal.SIGKILL)
         await until(lambda: stage.has_ended(launch))
         async with stage.opened(launch.worker_id):
-            assert stage.adopted == set()
+            end = stage.past_ends[launch.worker_id]
+            assert (end.signal, end.detail) == (9, "its supervisor was killed by signal 9")
             assert not await stage.runner.alive(launch.worker_id)
             assert not stage.left()
 
@@ -691,6 +755,7 @@ def test_nothing_is_left_where_starter_and_supervisor_are_killed(stage, tmp_path
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells of them")
 @ONLY_PROCESS
+@endings.ONLY_ITS_OWN
 def test_what_was_left_while_no_runner_was_there_is_killed_at_the_next_start(stage, tmp_path):
     async def main():
         marker = tmp_path / "marker"
@@ -847,6 +912,7 @@ def test_many_at_once_all_run_and_all_end(stage):
     asyncio.run(main())
 
 
+@endings.ONLY_ITS_OWN
 @pytest.mark.parametrize("missing", ["environment_digest", "bundle_digest"])
 def test_what_is_not_here_is_a_worker_that_is_not_made(stage, missing):
     async def main():
@@ -859,6 +925,7 @@ def test_what_is_not_here_is_a_worker_that_is_not_made(stage, missing):
 
 
 @ONLY_PROCESS
+@endings.ONLY_ITS_OWN
 @pytest.mark.parametrize("python", ["#!/bin/sh\necho it is broken >&2; exit 1\n", None])
 def test_a_broken_environment_is_a_worker_that_is_not_made(stage, tmp_path, python):
     broken = "b" * 64
@@ -900,16 +967,18 @@ def test_a_container_is_confined_and_shows_no_secret(stage):
     asyncio.run(main())
 
 
-@ONLY_DOCKER
 def test_a_signal_in_the_first_instant_is_not_lost(stage):
     async def main():
+        async def start_and_stop(launch):
+            await stage.runner.start(launch)
+            await stage.runner.stop(launch.worker_id, 60.0)
+
         async with stage.opened():
             await stage.put_bundle()
-            for _ in range(3):
-                launch = stage.launch("sleep")
-                await stage.runner.start(launch)
-                await stage.runner.stop(launch.worker_id, 60.0)
-                await stage.ends.of(launch.worker_id)
+            launches = [stage.launch("sleep") for _ in range(16)]
+            await asyncio.gather(*map(start_and_stop, launches))
+            for launch in launches:
+                assert (await stage.ends.of(launch.worker_id)).signal != signal.SIGKILL
 
     asyncio.run(main())
 
@@ -942,6 +1011,7 @@ def test_a_container_that_somebody_removes_is_a_worker_that_is_gone(stage, tmp_p
 
 
 @ONLY_DOCKER
+@endings.ONLY_ITS_OWN
 def test_containers_that_nobody_wants_are_swept_and_those_of_users_are_not(stage, tmp_path):
     async def main():
         async with stage.opened():
@@ -973,6 +1043,32 @@ def test_output_is_whole_after_the_control_plane_was_away(stage, tmp_path):
 
 
 @ONLY_DOCKER
+@endings.ONLY_ITS_OWN
+def test_out_of_memory_while_the_control_plane_was_away_is_told_with_its_limit(stage, tmp_path):
+    """Elsewhere the supervisor, which is outside of the limit, lives to tell it."""
+
+    async def main():
+        marker = tmp_path / "marker"
+        async with stage.opened():
+            launch = await stage.start_and_wait_for(
+                marker, "fill_later", 200, str(marker), memory_mib=64
+            )
+        stage.plane.go_away()
+        marker.with_name("go").touch()
+        await until(lambda: stage.containers.inspect(launch.worker_id)["State"]["OOMKilled"])
+        stage.kill(launch.worker_id)
+        await until(lambda: stage.has_ended(launch))
+        stage.plane.come_back()
+        async with stage.opened(launch.worker_id):
+            end = stage.past_ends[launch.worker_id]
+            assert end.out_of_memory
+            assert "killed: out of memory at its limit of 64 MiB" in end.detail
+
+    asyncio.run(main())
+
+
+@ONLY_DOCKER
+@endings.ONLY_ITS_OWN
 def test_what_ended_while_the_control_plane_was_away_has_its_output_all_the_same(stage, tmp_path):
     async def main():
         marker = tmp_path / "marker"

@@ -15,11 +15,11 @@ from multinode_control_plane.settings import Capacity, whole_machine
 NO_ENGINE = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
 
 
-def chosen(settings, environ):
+def chosen(settings, environ, kept=""):
     """The runner's name, the settings and the reason."""
 
     async def main():
-        made = await choose(settings, environ)
+        made = await choose(settings, environ, kept)
         if made.runner.name == "docker":
             made.runner.engine.close()
         return made.runner.name, made.settings, made.reason
@@ -45,6 +45,19 @@ def test_docker_without_an_engine_is_an_error_that_names_the_cure(tmp_path):
     with pytest.raises(InputError, match="No Docker engine answers") as caught:
         chosen(make_settings(tmp_path, runner="docker"), NO_ENGINE)
     assert "--runner process" in caught.value.hint
+
+
+def test_auto_stays_with_the_runner_whose_workers_may_live(tmp_path):
+    settings = make_settings(tmp_path, runner="auto")
+    assert chosen(settings, os.environ, "process")[::2] == ("process", "its workers live")
+    with pytest.raises(InputError, match="may be running in its containers") as caught:
+        chosen(settings, NO_ENGINE, "docker")
+    assert "give them up: --runner process" in caught.value.hint
+
+
+def test_a_runner_that_is_named_is_taken_whatever_lives(tmp_path):
+    settings = make_settings(tmp_path, runner="process")
+    assert chosen(settings, os.environ, "docker")[::2] == ("process", "")
 
 
 def test_a_capacity_that_was_asked_for_stays(tmp_path):

@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.control_plane.told_plane import Plane, on_plane
 
 from multinode import wire
 from multinode.errors import StorageFull
+from multinode_control_plane.runners import WorkerEnd
 from multinode_control_plane.service import invocations
 
 
@@ -158,4 +160,31 @@ def test_an_end_that_the_full_disk_refused_is_stored_when_there_is_room(
         assert len(refusals) == 2
 
     monkeypatch.setattr("multinode_control_plane.scheduler.STORE_AGAIN_S", 0.01)
+    on_plane(tmp_path, test)
+
+
+OUT_OF_MEMORY = "killed: out of memory at its limit of 64 MiB"
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        ({}, "worker lost: it ended while the control plane was away"),
+        ({"detail": OUT_OF_MEMORY, "signal": 9, "out_of_memory": True}, OUT_OF_MEMORY),
+    ],
+)
+def test_how_a_worker_ended_while_the_control_plane_was_away_is_what_its_runner_found(
+    tmp_path: Path, end: dict[str, Any], message: str
+) -> None:
+    async def test(plane: Plane) -> None:
+        await plane.deploy()
+        invocation_id = await plane.start()
+        await plane.claim(invocation_id)
+        worker_id = plane.runner.launches[-1].worker_id
+        plane.runner.living.clear()
+        plane.runner.past_ends[worker_id] = WorkerEnd(worker_id, **end)
+        await plane.scheduler.open("http://127.0.0.1:1")
+        info = await plane.info(invocation_id)
+        assert (info.status, info.error and info.error.message) == (wire.FAILED, message)
+
     on_plane(tmp_path, test)

@@ -41,6 +41,8 @@ class ToldRunner:
     def __init__(self) -> None:
         self.launches: list[Any] = []
         self.living: set[str] = set()
+        self.past_ends: dict[str, WorkerEnd] = {}
+        """How workers ended that no other runner has told of."""
         self.stops: list[str] = []
         self.start_error: Exception | None = None
         self.may_start = asyncio.Event()
@@ -77,8 +79,9 @@ class ToldRunner:
     async def alive(self, worker_id: str) -> bool:
         return worker_id in self.living
 
-    async def adopt(self, worker_ids: Any) -> set[str]:
-        return set(worker_ids) & self.living
+    async def adopt(self, worker_ids: Any) -> dict[str, WorkerEnd]:
+        dead = set(worker_ids) - self.living
+        return {each: self.past_ends.get(each, WorkerEnd(each)) for each in dead}
 
     async def checks(self, base_image: str) -> list[Any]:
         return []

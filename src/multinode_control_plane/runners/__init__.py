@@ -123,13 +123,14 @@ class Runner(Protocol):
         """
 
     async def alive(self, worker_id: str) -> bool:
-        """Whether any process of the worker is left."""
+        """Whether any process of the worker may be left: also where that cannot be found out now."""
 
-    async def adopt(self, worker_ids: Iterable[str]) -> set[str]:
-        """After a restart: those of ``worker_ids`` that live (``on_end`` will be called for them).
+    async def adopt(self, worker_ids: Iterable[str]) -> dict[str, WorkerEnd]:
+        """After a restart: how those of ``worker_ids`` ended that do not live any more, as far as can be seen.
 
-        The others do not exist and never will, even where ``start`` had been under way at the crash.
-        Workers that exist and are not in ``worker_ids`` are killed.
+        They do not exist and never will, even where ``start`` had been under way at the crash. For the others ``on_end`` will
+        be called. Workers that exist and are not in ``worker_ids`` are killed. Raises InputError where it cannot find out
+        which live: then the server does not come up.
         """
 
     def logs(

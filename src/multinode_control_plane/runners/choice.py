@@ -27,19 +27,30 @@ class Choice:
     reason: str = ""
 
 
-async def choose(settings: Settings, environ: Mapping[str, str]) -> Choice:
-    """The runner that the settings ask for. Raises InputError where it cannot serve here."""
-    if settings.runner == "process":
-        return _process(settings)
-    is_asked_for = settings.runner == "docker"
-    timeout = {} if is_asked_for else {"timeout_s": AUTO_TIMEOUT_S}
+async def choose(settings: Settings, environ: Mapping[str, str], kept: str = "") -> Choice:
+    """The runner that the settings ask for. Raises InputError where it cannot serve here.
+
+    ``kept`` is the runner of workers that may live. ``auto`` stays with it: another would take them for gone.
+    """
+    is_auto = settings.runner == "auto"
+    name = (kept or "auto") if is_auto else settings.runner
+    if name == "process":
+        return _process(settings, "its workers live" if is_auto else "")
+    timeout = {"timeout_s": AUTO_TIMEOUT_S} if name == "auto" else {}
     try:
         engine = await asyncio.to_thread(Engine.connect, environ, **timeout)
     except EngineAway as error:
-        if is_asked_for:
-            raise InputError(error.message, f"{error.hint} Or use --runner process.") from error
-        return _process(settings, error.message.rstrip("."))
-    return _docker(settings, engine, "" if is_asked_for else "a Docker engine answers")
+        if name == "auto":
+            return _process(settings, error.message.rstrip("."))
+        raise _needed(error, is_kept=is_auto) from error
+    return _docker(settings, engine, "a Docker engine answers" if is_auto else "")
+
+
+def _needed(error: EngineAway, *, is_kept: bool) -> InputError:
+    if not is_kept:
+        return InputError(error.message, f"{error.hint} Or use --runner process.")
+    message = f"{error.message} Functions of this control plane may be running in its containers."
+    return InputError(message, f"{error.hint} Or give them up: --runner process.")
 
 
 def _process(settings: Settings, reason: str = "") -> Choice:

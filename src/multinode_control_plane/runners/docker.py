@@ -89,8 +89,14 @@ TERM_AGAIN_S = 1.0
 """A signal in the first milliseconds of a container, before its init has handlers, is dropped by the kernel: it is sent twice."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 5.0
 
+_ASK_AGAIN_S = 0.5
+
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
+
+
+class _MayRunError(EngineAway):
+    """The engine went away while it was to start a container."""
 
 
 @dataclass(eq=False)
@@ -247,8 +253,8 @@ class DockerRunner:
     async def start(self, launch: WorkerLaunch) -> None:
         """Makes the worker: see ``Runner.start``.
 
-        Where the engine went away in between, the container may come to be all the same; it is removed when the engine is
-        there again, and until then the control plane, which has given it up, refuses its claim code.
+        Where the engine went away before the container was to start, it may be there all the same, but never runs; it is
+        removed when the engine is there again.
         """
         try:
             image = self.images.info(launch.environment_digest).image
@@ -277,13 +283,32 @@ class DockerRunner:
         self, worker: _Worker, launch: WorkerLaunch, image: str, code: bytes | None
     ) -> None:
         try:
+            await self._make_with_all(launch, image, code)
+        except _MayRunError:
+            if not await self._was_started(worker):
+                raise
+        self._follow(worker)
+
+    async def _make_with_all(self, launch: WorkerLaunch, image: str, code: bytes | None) -> None:
+        try:
             await self._do(self._make_container, launch, image, code)
         except NotInEngine:
             # Its image, which a registry may have, or the network, which somebody pruned.
             await self.images.fetch(image)
             await self._do(self._make_network)
             await self._do(self._make_container, launch, image, code)
-        self._follow(worker)
+
+    async def _was_started(self, worker: _Worker) -> bool:
+        """Whether it was, once the engine can say so: it may have begun its execution, and another would be a second start."""
+        while True:
+            try:
+                state = await self._do(self.engine.container, worker.container)
+                return state.status != "created"
+            except NotInEngine:
+                return False
+            except EngineError as error:
+                log.warning("%s", error)
+            await asyncio.sleep(_ASK_AGAIN_S)
 
     async def _packed_code(self, digest: str) -> bytes | None:
         """The bundle's files for a container; of the bundles that ran lately they are kept."""
@@ -300,10 +325,18 @@ class DockerRunner:
         self.engine.create(name, self.container_config(launch, image))
         try:
             self.engine.put(name, HOME, pack(orders, code))
-            self.engine.start(name)
+            self._start_container(name)
+        except _MayRunError:
+            raise
         except EngineError:
             self.engine.remove(name)
             raise
+
+    def _start_container(self, name: str) -> None:
+        try:
+            self.engine.start(name)
+        except EngineAway as error:
+            raise _MayRunError(error.message, error.hint) from error
 
     def container_config(self, launch: WorkerLaunch, image: str) -> dict[str, Any]:
         """The worker's container in the engine's own JSON."""
@@ -374,43 +407,55 @@ class DockerRunner:
             log.warning("%s", error)
 
     async def alive(self, worker_id: str) -> bool:
-        """Whether any process of the worker is left."""
+        """Whether any process of the worker may be left: an engine that is away does not say."""
         if worker_id in self._workers:
             return True
         try:
             return (await self._do(self.engine.container, container_name(worker_id))).is_running
-        except EngineError:
+        except NotInEngine:
             return False
+        except EngineError as error:
+            log.warning("%s", error)
+            return True
 
     # --- after a restart -------------------------------------------------------------------------------
 
-    async def adopt(self, worker_ids: Iterable[str]) -> set[str]:
+    async def adopt(self, worker_ids: Iterable[str]) -> dict[str, WorkerEnd]:
         """Finds the workers of an earlier server by their labels: see ``Runner.adopt``."""
-        wanted = set(worker_ids)
-        adopted = set()
-        for state in await self._do(self.engine.containers, worker_labels(self.installation)):
-            worker_id = state.labels[WORKER_LABEL]
-            if worker_id in self._workers:
-                continue
-            if worker_id in wanted and state.is_running:
-                cpu = float(state.labels[CPU_LABEL])
-                worker = _Worker(worker_id, cpu, self._log_of(state))
-                self._workers[worker_id] = worker
-                self._follow(worker)
-                self.claimed(worker_id)  # whether it is, or how far that got, is not known
-                adopted.add(worker_id)
-            else:
-                await self._clear(state, keeps_output=worker_id in wanted)
+        ends = {worker_id: WorkerEnd(worker_id) for worker_id in worker_ids}
+        try:
+            for state in await self._do(self.engine.containers, worker_labels(self.installation)):
+                worker_id = state.labels[WORKER_LABEL]
+                if worker_id in self._workers:
+                    ends.pop(worker_id, None)
+                elif worker_id not in ends:
+                    await self._remove(state.name)
+                elif state.is_running:
+                    del ends[worker_id]
+                    self._adopt(worker_id, state)
+                else:
+                    ends[worker_id] = await self._bury(worker_id, state)
+        except EngineError as error:
+            raise InputError(error.message, error.hint) from error
         self._sweep_later()
-        return adopted
+        return ends
+
+    def _adopt(self, worker_id: str, state: ContainerState) -> None:
+        worker = _Worker(worker_id, float(state.labels[CPU_LABEL]), self._log_of(state))
+        self._workers[worker_id] = worker
+        self._follow(worker)
+        self.claimed(worker_id)  # whether it is, or how far that got, is not known
+
+    async def _bury(self, worker_id: str, found: ContainerState) -> WorkerEnd:
+        """Removes a container that has ended, once it has told how and its output is copied."""
+        state = await self._do(self.engine.container, found.name)
+        end = end_of(worker_id, state, await self._do(self._stderr, state))
+        await self._copy_rest(found.name, self._log_of(found))
+        await self._remove(found.name)
+        return end
 
     def _log_of(self, state: ContainerState) -> Path:
         return self._logs.path(state.labels[EXECUTION_LABEL])
-
-    async def _clear(self, state: ContainerState, *, keeps_output: bool) -> None:
-        if keeps_output:
-            await self._copy_rest(state.name, self._log_of(state))
-        await self._remove(state.name)
 
     # --- comparing -------------------------------------------------------------------------------------
 
@@ -500,11 +545,19 @@ class DockerRunner:
             if worker.copy is not None:
                 worker.copy.stop()
                 await self._do(worker.copy.join, COPY_PATIENCE_S)
-            await self._copy_rest(worker.container, worker.log_file)
+            while True:
+                try:
+                    return await self._copy_rest(worker.container, worker.log_file)
+                except EngineAway as error:
+                    log.warning("%s", error)
+                await asyncio.sleep(_LONGEST_PAUSE_S)
 
     async def _copy_rest(self, name: str, path: Path) -> None:
+        """Copies what is missing of its output. Raises EngineAway: then it is still there."""
         try:
             await self._do(copy_output, self.engine, name, path)
+        except EngineAway:
+            raise
         except (EngineError, OSError) as error:
             log.warning("%s: the rest of its output is lost: %s", name, error)
 

@@ -253,39 +253,43 @@ class ProcessRunner:
 
     # --- after a restart -------------------------------------------------------------------------------
 
-    async def adopt(self, worker_ids: Iterable[str]) -> set[str]:
+    async def adopt(self, worker_ids: Iterable[str]) -> dict[str, WorkerEnd]:
         """Finds the workers of an earlier server by their files: see ``Runner.adopt``.
 
         A supervisor that an earlier server's starter forks only now, after its files were looked through, does no harm: the
         control plane has given its worker up and refuses its claim code.
         """
-        wanted = set(worker_ids)
-        held, dead = await asyncio.to_thread(self._held_workers)
-        adopted = set()
+        ends = {worker_id: WorkerEnd(worker_id) for worker_id in worker_ids}
+        held, dead = await asyncio.to_thread(self._found_workers)
         for worker_id in held:
-            is_wanted = worker_id in wanted
-            if self._adopt(worker_id, is_wanted=is_wanted) and is_wanted:
-                adopted.add(worker_id)
-        for file in dead:
-            await self._clear(file)
-        return adopted
+            self._adopt(worker_id, is_wanted=worker_id in ends)
+        for end in await asyncio.gather(*map(self._bury, dead)):
+            if end.worker_id in ends:
+                ends[end.worker_id] = end
+        return {worker_id: end for worker_id, end in ends.items() if worker_id not in self._workers}
 
-    def _held_workers(self) -> tuple[list[str], list[WorkerFile]]:
-        """Workers whose supervisor lives and that are not known yet, and what is known of dead ones, whose folders are removed."""
+    def _found_workers(self) -> tuple[list[str], list[str]]:
+        """Workers whose supervisor lives and that are not known yet, and dead ones that have left a file."""
         held, dead = [], []
         for path in (self._data_dir / "workers").iterdir():
-            if path.stem in self._workers:
-                continue
-            if not is_held(path):
-                found = read(path)
-                dead += [] if found is None else [found]
+            is_draft = path.suffix != ".json"
+            if is_held(path):
+                if not is_draft and path.stem not in self._workers:
+                    held.append(path.stem)
+            elif is_draft:
                 path.unlink(missing_ok=True)
-            elif path.suffix == ".json":  # else a draft, which its supervisor is about to rename
-                held.append(path.stem)
+            elif path.stem not in self._workers:
+                dead.append(path.stem)
         for folder in (self._data_dir / "work").iterdir():
             if folder.name not in held and folder.name not in self._workers:
                 shutil.rmtree(folder, ignore_errors=True)
         return held, dead
+
+    async def _bury(self, worker_id: str) -> WorkerEnd:
+        """How a worker ended whose supervisor is gone; nothing of it is left then."""
+        end = await self._end_of(worker_id)
+        await asyncio.to_thread(self._remove_files, worker_id)
+        return end
 
     def _adopt(self, worker_id: str, *, is_wanted: bool) -> bool:
         found = read(self._worker_file(worker_id))
@@ -322,11 +326,11 @@ class ProcessRunner:
             worker.process.on_exit(lambda: self._spawn(self._finish_when_gone(worker)))
 
     async def _finish_when_gone(self, worker: _Worker) -> None:
-        self._finish(worker, await self._end_of(worker))
+        self._finish(worker, await self._end_of(worker.worker_id))
 
-    async def _end_of(self, worker: _Worker) -> WorkerEnd:
+    async def _end_of(self, worker_id: str) -> WorkerEnd:
         """How a worker ended whose supervisor is gone and of which no starter tells; nothing of it is left then."""
-        path = self._worker_file(worker.worker_id)
+        path = self._worker_file(worker_id)
         found = read(path)
         given_up_at = asyncio.get_running_loop().time() + ORPHANS_TIMEOUT_S
         while found is not None and found.status is None:
@@ -336,12 +340,12 @@ class ProcessRunner:
                 break
             await asyncio.sleep(_ORPHANS_STEP_S)
         if found is None and not path.exists():
-            return _end(worker.worker_id, 0)  # it has removed it, which is the last that it does
+            return _end(worker_id, 0)  # it has removed it, which is the last that it does
         if found is not None and found.status is not None:
-            return _end(worker.worker_id, found.status)
+            return _end(worker_id, found.status)
         if found is not None:
             await self._clear(found)
-        return WorkerEnd(worker.worker_id, UNTOLD)
+        return WorkerEnd(worker_id, UNTOLD)
 
     async def _clear(self, file: WorkerFile) -> None:
         """Sees to it that nothing is left of a worker whose supervisor is gone."""
