@@ -30,7 +30,9 @@ def chosen(settings, environ):
 def test_auto_takes_processes_where_no_engine_answers_and_says_so(tmp_path):
     name, settings, reason = chosen(make_settings(tmp_path, runner="auto"), NO_ENGINE)
     assert (name, settings.runner) == ("process", "process")
-    assert reason == "No Docker engine answers at unix:///nowhere/docker.sock"
+    assert reason == (
+        "No Docker engine answers at unix:///nowhere/docker.sock (no such file or directory)"
+    )
     assert settings.capacity == whole_machine()
 
 

@@ -73,7 +73,11 @@ def build_image(
             secret = Path(folder, "secret")
             secret.write_text(context.secret.text)
             options += ["--secret", f"id={SECRET_ID},src={secret}"]
-        _run(["docker", "buildx", "build", *options, str(files)], output, environ)
+        _run(
+            ["docker", "buildx", "build", *options, str(files)],
+            output,
+            {**environ, **engine.variables},
+        )
 
 
 def _run(command: list[str], output: Output, environ: Mapping[str, str]) -> None:

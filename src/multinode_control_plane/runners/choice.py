@@ -39,6 +39,10 @@ async def choose(settings: Settings, environ: Mapping[str, str]) -> Choice:
         if is_asked_for:
             raise InputError(error.message, f"{error.hint} Or use --runner process.") from error
         return _process(settings, error.message.rstrip("."))
+    if not is_asked_for and engine.facts.is_remote and settings.worker_url is None:
+        engine.close()
+        where = f"the Docker engine at {engine.facts.url} is on another machine"
+        return _process(settings, f"{where}, and no --worker-url says how that reaches this one")
     return _docker(settings, engine, "" if is_asked_for else "a Docker engine answers")
 
 
