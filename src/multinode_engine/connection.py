@@ -60,7 +60,7 @@ class Connection:
 
     def unavailable(self, error: Exception) -> EngineUnavailable:
         """Why it does not answer any more."""
-        return unavailable(self.place.address, error, self.tunnel)
+        return unavailable(self.place.address, error, self.tunnel, has_answered=True)
 
 
 class _Client(docker.APIClient):  # type: ignore[misc]  # it has no types
@@ -162,7 +162,9 @@ def _check_version(found: Mapping[str, Any], address: str) -> None:
 # --- what failures mean -------------------------------------------------------------------------------------
 
 
-def unavailable(address: str, error: Exception, tunnel: Tunnel | None = None) -> EngineUnavailable:
+def unavailable(
+    address: str, error: Exception, tunnel: Tunnel | None = None, *, has_answered: bool = False
+) -> EngineUnavailable:
     """Why an engine does not answer, and what to do. The reasons lie deep: requests wraps what urllib3 wraps what the socket said."""
     text = _reasons(error)
     if tunnel is not None and tunnel.complaint():
@@ -171,7 +173,7 @@ def unavailable(address: str, error: Exception, tunnel: Tunnel | None = None) ->
             "Does it run there, may this user use it (group docker), and does its sshd allow forwarding "
             f"(AllowTcpForwarding, AllowStreamLocalForwarding)? Try {by_hand(address)}.",
         )
-    if address.startswith(("tcp://", "https://")):
+    if address.startswith(("tcp://", "https://")) and not has_answered:
         found = _tls_failure(address, text)
         if found is not None:
             return found
@@ -209,7 +211,7 @@ def _tls_failure(address: str, text: str) -> EngineUnavailable | None:
             f"The certificate of the Docker engine at {address} is not trusted (certificate verify failed{_why(text)}).",
             "ca.pem in DOCKER_CERT_PATH has to be the authority of that engine, and its certificate valid today, for the name in DOCKER_HOST.",
         )
-    if "alert" in lower:
+    if "alert" in lower or "eof occurred in violation" in lower:  # dockerd closes, mostly untold
         return EngineUnavailable(
             f"The Docker engine at {address} does not accept this client's certificate{_alert(lower)}.",
             "cert.pem in DOCKER_CERT_PATH has to be signed by the authority that the engine was started with (--tlscacert), for clients, and valid today.",

@@ -3,6 +3,7 @@
 import datetime
 import os
 import shutil
+import ssl
 
 import pytest
 from tests.hand_made_image import needs_engine
@@ -125,6 +126,15 @@ def test_dockerds_own_words_for_a_client_without_tls_are_put_into_ours():
     error = unavailable("tcp://far:2376", said)
     assert error.message == "The Docker engine at tcp://far:2376 wants TLS."
     assert "DOCKER_TLS_VERIFY=1" in error.hint
+
+
+def test_an_engine_that_closes_without_a_word_has_not_let_us_in():
+    """What comes of dockerd's refusal of a certificate, as a rule: it closes before its alert is read."""
+    said = ssl.SSLEOFError(8, "EOF occurred in violation of protocol (_ssl.c:2427)")
+    refused = unavailable("tcp://far:2376", said)
+    assert "does not accept this client's certificate." in refused.message
+    later = unavailable("tcp://far:2376", said, has_answered=True)
+    assert "certificate" not in str(later)
 
 
 def test_certificates_of_a_past_engine_do_not_keep_the_local_one_away(tmp_path):

@@ -39,10 +39,10 @@ async def choose(settings: Settings, environ: Mapping[str, str]) -> Choice:
         if is_asked_for:
             raise InputError(error.message, f"{error.hint} Or use --runner process.") from error
         return _process(settings, error.message.rstrip("."))
-    if not is_asked_for and engine.facts.is_remote and settings.worker_url is None:
+    if not is_asked_for and engine.facts.is_apart and settings.worker_url is None:
         engine.close()
-        where = f"the Docker engine at {engine.facts.url} is on another machine"
-        return _process(settings, f"{where}, and no --worker-url says how that reaches this one")
+        where = f"containers of the Docker engine at {engine.facts.url} may not reach this machine"
+        return _process(settings, f"{where}, and no --worker-url says how they can")
     return _docker(settings, engine, "" if is_asked_for else "a Docker engine answers")
 
 

@@ -58,12 +58,19 @@ class EngineFacts:
     is_desktop: bool
     """Docker Desktop: containers reach this machine's loopback as ``host.docker.internal``."""
 
+    is_rootless: bool = False
+    limits: tuple[str, ...] = ("cpu", "memory")
+    """Which limits of a container it enforces."""
+
     @property
     def is_remote(self) -> bool:
-        """Whether it may run on another machine, whose containers reach this one nobody knows how."""
-        return not self.is_desktop and not self.url.startswith(
-            ("unix://", "http+unix://", "npipe://")
-        )
+        """Whether it may run on another machine."""
+        return not self.url.startswith(("unix://", "http+unix://", "npipe://"))
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether nobody knows how its containers reach this machine: over there, or in a network of the user's own."""
+        return not self.is_desktop and (self.is_remote or self.is_rootless)
 
 
 @dataclass(frozen=True)
@@ -327,6 +334,12 @@ def _facts(connection: Connection) -> EngineFacts:
         memory_mib=int(info["MemTotal"]) >> 20,
         root_dir=str(info.get("DockerRootDir", "")),
         is_desktop=info.get("OperatingSystem") == "Docker Desktop",
+        is_rootless="name=rootless" in (info.get("SecurityOptions") or ()),
+        limits=tuple(
+            name
+            for name, fact in (("cpu", "CpuCfsQuota"), ("memory", "MemoryLimit"))
+            if info.get(fact, True)
+        ),
     )
 
 
