@@ -1,6 +1,7 @@
 """An engine behind ssh: a real sshd on loopback, before the real engine."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.hand_made_image import needs_engine
-from tests.images.bench import engine_socket
+from tests.images.bench import engine_socket, missing
 from tests.secure_shell import ALIAS, SecureShell, secure_shell
 
 from multinode.errors import EngineUnavailable
@@ -111,6 +112,22 @@ def listens(path):
     """Asked like this: docker-py leaves a socket open that it could not connect."""
     with socket.socket(socket.AF_UNIX) as found:
         return found.connect_ex(path) == 0
+
+
+def test_the_docker_command_is_sent_the_same_way(shell):
+    """BuildKit builds through it: without a login of its own, and without a docker command over there."""
+    if shutil.which("docker") is None:
+        missing("the docker command is not here")
+    found = connect(environ(shell), timeout_s=20)
+    done = subprocess.run(
+        ["docker", "version", "--format", "{{.Server.Version}}"],
+        env={**environ(shell), **found.variables},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == found.api.version()["Version"], done.stderr
+    assert len(shell.connections()) == 1
+    found.close()
 
 
 def test_nothing_runs_on_when_a_process_is_killed(shell, tmp_path):

@@ -4,6 +4,7 @@ import datetime
 import os
 import shutil
 import ssl
+import threading
 
 import pytest
 from tests.hand_made_image import needs_engine
@@ -65,6 +66,22 @@ def test_connections_are_kept_for_as_many_streams_as_there_are_workers(folder):
                 stream.close()
             assert len(connections) - before <= FOLLOWERS + 1
         engine.close()
+
+
+def test_a_stream_ends_when_it_is_closed_by_another_thread(address, folder):
+    engine = Engine.connect(environ(address, folder))
+    streams = [engine.events([], ["die"]) for _ in range(8)]
+    threads = [threading.Thread(target=list, args=(stream,)) for stream in streams]
+    for thread in threads:
+        thread.start()
+    for stream in streams:
+        stream.close()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    for stream in streams:
+        stream.close()  # again: nothing happens
+    engine.close()
 
 
 def test_certificates_that_are_named_are_looked_at_whatever_else_is_set(address, folder, tmp_path):

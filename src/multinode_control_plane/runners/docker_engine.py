@@ -319,7 +319,8 @@ class Stream:
 
     def close(self) -> None:
         """Ends it, from another thread."""
-        with suppress(EngineError), _told(self._what):
+        # AttributeError: docker-py looks for the socket of one that has ended meanwhile.
+        with suppress(EngineError, AttributeError), _told(self._what):
             self._items.close()
 
 
