@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import ipaddress
 import json
 import logging
 import os
@@ -432,11 +433,13 @@ class WorkerDoor:
 
 
 async def _worker_door(settings: Settings, runner: Runner, local: Local) -> WorkerDoor | None:
-    """The listener that the runner's workers need; None where they can use the first, or a --worker-url says how.
+    """The listener that the runner's workers need; None where they can use the first, or another server passes them on to it.
 
     It has the port of last time, which workers that live were told.
     """
-    address = None if settings.worker_url else await runner.worker_address()
+    if settings.worker_url and runner.name != "process":
+        return _door_at(settings.worker_url, settings.host)
+    address = await runner.worker_address()
     if address is None:
         return None
     for port in (local.worker_port or 0, 0):
@@ -446,6 +449,34 @@ async def _worker_door(settings: Settings, runner: Runner, local: Local) -> Work
             reason = error.strerror
     message = f"Cannot listen on {address.listen}, where {runner.name} workers would reach this server: {reason}."
     raise InputError(message, "Say how they reach it: --worker-url http://this-machine:port.")
+
+
+def _door_at(worker_url: str, host: str) -> WorkerDoor | None:
+    """A listener where a --worker-url points to, if that is an address of this machine, and the first is on loopback alone.
+
+    Elsewhere (a name that only workers know, another machine, a port that something has) somebody passes it on.
+    """
+    parts = urlsplit(worker_url)
+    name = parts.hostname or ""
+    if host not in LOOPBACK or parts.scheme != "http":
+        return None
+    port = parts.port or 80
+    try:
+        listener = _bind(name, port)
+    except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno in (
+            errno.EADDRNOTAVAIL,
+            errno.EADDRINUSE,
+        ):
+            return None
+        message = (
+            f"Cannot listen on {name}:{port}, where workers reach this server: {error.strerror}."
+        )
+        raise InputError(message, "Choose another port for --worker-url.") from error
+    if ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        listener.close()
+        return None
+    return WorkerDoor(listener, name)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from multinode.errors import InputError
 
@@ -39,6 +40,7 @@ class Settings:
     port: int | None
     """None: the usual one, or a free one where that is taken."""
     worker_url: str | None
+    """Without a slash at its end."""
     capacity: Capacity
     """Until the runner is chosen: of this machine; with Docker, the engine's may be another (see `with_room_of`)."""
     asked_capacity: str | None = field(default=None, compare=False)
@@ -166,7 +168,7 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         database=database,
         host=given("host") or "127.0.0.1",
         port=_port(given("port")),
-        worker_url=given("worker_url"),
+        worker_url=_url(given("worker_url")),
         capacity=_capacity(given("capacity"), whole_machine()),
         asked_capacity=given("capacity"),
         registry=_registry(given("registry")),
@@ -233,6 +235,21 @@ def _hosts(text: str | None) -> tuple[str, ...]:
             message = f"--allowed-hosts: {name!r} is not the name of a host."
             raise InputError(message, "Write it like multinode.example.com,10.0.0.5.")
     return tuple(dict.fromkeys(host_name(name) or "" for name in names))
+
+
+def _url(text: str | None) -> str | None:
+    """Raises InputError for what workers could not call."""
+    if text is None:
+        return None
+    parts = urlsplit(text)
+    try:
+        is_right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # the port
+        is_right = False
+    if not is_right:
+        message = f"--worker-url {text!r} is not the URL of a server."
+        raise InputError(message, "Write it like http://10.0.0.5:9470.")
+    return text.rstrip("/")
 
 
 def _registry(text: str | None) -> str | None:

@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 from tests.control_plane.bench import make_settings
+from tests.control_plane.fake_engine import FakeEngine
 from tests.hand_made_image import needs_engine
+from tests.images.bench import engine_socket, relay
 
 from multinode.errors import InputError
 from multinode_control_plane.runners.choice import choose
+from multinode_control_plane.runners.docker import DockerRunner
 from multinode_control_plane.settings import Capacity, whole_machine
 
 NO_ENGINE = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
@@ -30,7 +33,9 @@ def chosen(settings, environ, kept=""):
 def test_auto_takes_processes_where_no_engine_answers_and_says_so(tmp_path):
     name, settings, reason = chosen(make_settings(tmp_path, runner="auto"), NO_ENGINE)
     assert (name, settings.runner) == ("process", "process")
-    assert reason == "No Docker engine answers at unix:///nowhere/docker.sock"
+    assert reason == (
+        "No Docker engine answers at unix:///nowhere/docker.sock (no such file or directory)"
+    )
     assert settings.capacity == whole_machine()
 
 
@@ -85,8 +90,30 @@ def test_an_engine_that_may_be_elsewhere_needs_a_worker_url(tmp_path):
         with pytest.raises(InputError, match="may not reach this machine") as caught:
             await runner.worker_address()
         assert "--worker-url" in caught.value.hint
+        runner.engine.facts = replace(facts, url="unix:///run/user/7/docker.sock", is_rootless=True)
+        with pytest.raises(InputError, match="may not reach this machine"):
+            await runner.worker_address()
         runner.engine.facts = replace(facts, is_desktop=True)
         assert (await runner.worker_address()).name == "host.docker.internal"
         runner.engine.close()
 
     asyncio.run(main())
+
+
+def test_auto_takes_processes_where_containers_may_not_reach_this_machine(tmp_path):
+    needs_engine()
+    with relay(engine_socket()) as (address, _):
+        settings = make_settings(tmp_path, runner="auto")
+        name, _, reason = chosen(settings, {"DOCKER_HOST": address})
+        assert (name, "no --worker-url says how they can" in reason) == ("process", True)
+        settings = replace(settings, worker_url="http://10.0.0.5:9470")
+        assert chosen(settings, {"DOCKER_HOST": address})[0] == "docker"
+
+
+def test_an_engine_without_cgroups_enforces_nothing_and_says_so(tmp_path):
+    """As rootless Docker is on a machine with cgroups of version 1."""
+    engine = FakeEngine()
+    engine.facts = replace(engine.facts, limits=())
+    runner = DockerRunner(tmp_path, engine)
+    assert runner.enforces == ()
+    assert "no cgroups" in runner.unenforced_reason

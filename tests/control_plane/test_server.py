@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 
 import pytest
 
@@ -27,3 +28,51 @@ def test_other_faults_are_not_hidden(tmp_path, monkeypatch):
     monkeypatch.setattr(server, "locked", broken)
     with pytest.raises(OSError, match="I/O error"):
         server.main([f"--home={tmp_path}"])
+
+
+# --- where workers reach it ---
+
+
+@pytest.fixture
+def own_address():
+    """An address of this machine that others could reach; nothing is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this machine has no address apart from loopback")
+        return probe.getsockname()[0]
+
+
+def free_port(address):
+    with socket.socket() as free:
+        free.bind((address, 0))
+        return free.getsockname()[1]
+
+
+def test_it_listens_where_the_worker_url_points_to_if_that_is_here(own_address):
+    url = f"http://{own_address}:{free_port(own_address)}"
+    door = server._door_at(url, "127.0.0.1")
+    assert door.url == url
+    assert f"{own_address}:1" in door.hosts
+    assert server._door_at(url, "127.0.0.1") is None, "somebody listens there by now"
+    door.listener.close()
+
+
+@pytest.mark.parametrize("name", ["192.0.2.77", "nowhere.invalid", "localhost"])
+def test_it_listens_nowhere_else_for_a_worker_url_of_others(name):
+    assert server._door_at(f"http://{name}:{free_port('127.0.0.1')}", "127.0.0.1") is None
+
+
+def test_a_proxy_and_a_server_beyond_loopback_need_no_second_listener(own_address):
+    port = free_port(own_address)
+    assert server._door_at(f"https://{own_address}:{port}", "127.0.0.1") is None
+    assert server._door_at(f"http://{own_address}:{port}", "0.0.0.0") is None
+
+
+@pytest.mark.parametrize("url", ["10.0.0.5:9470", "ftp://x", "http://", "http://x:99999"])
+def test_a_worker_url_that_nobody_could_call_is_refused(url, tmp_path, capsys):
+    assert server.main([f"--home={tmp_path}", f"--worker-url={url}", "--only-check"]) == 2
+    said = capsys.readouterr().err
+    assert f"--worker-url {url!r} is not the URL of a server." in said
+    assert "http://10.0.0.5:9470" in said

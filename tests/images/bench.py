@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import socket
-import ssl
 import subprocess
 import tarfile
 import threading
@@ -239,22 +238,32 @@ def relay(path, tls=None):
         with suppress(OSError):
             target.shutdown(socket.SHUT_WR)
 
-    def accept():
-        client, _ = listener.accept()
-        return tls.wrap_socket(client, server_side=True) if tls else client
+    def secured(client):
+        made = tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+        try:
+            made.do_handshake()
+        except OSError:  # whom we do not let in: it reads why before it is closed
+            with suppress(OSError), made:
+                made.shutdown(socket.SHUT_WR)
+                while made.recv(65536):
+                    pass
+            raise
+        return made
+
+    def begin(client):
+        with suppress(OSError):
+            client = secured(client) if tls else client
+            engine = socket.socket(socket.AF_UNIX)
+            engine.connect(path)
+            connections.append((client, engine))
+            threading.Thread(target=pump, args=(engine, client), daemon=True).start()
+            pump(client, engine)
 
     def serve():
         with suppress(OSError):
             while True:
-                try:
-                    client = accept()
-                except ssl.SSLError:  # whom we do not let in
-                    continue
-                engine = socket.socket(socket.AF_UNIX)
-                engine.connect(path)
-                connections.append((client, engine))
-                for pair in ((client, engine), (engine, client)):
-                    threading.Thread(target=pump, args=pair, daemon=True).start()
+                client, _ = listener.accept()
+                threading.Thread(target=begin, args=(client,), daemon=True).start()
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()

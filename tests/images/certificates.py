@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import ssl
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+HOUR = datetime.timedelta(hours=1)
 
-def write_certificates(folder, host="127.0.0.1"):
-    """Writes an authority, and a certificate of it for each side; the server's is for the address ``host``."""
+
+def write_certificates(folder, client_lasts=HOUR, address="127.0.0.1"):
+    """Writes an authority, and a certificate of it for each side, both for ``address``; the client's for so long from now."""
     authority = ec.generate_private_key(ec.SECP256R1())
-    root = _certificate("authority", authority, "authority", authority, host, is_authority=True)
+    root = _certificate("authority", authority, authority, HOUR, address, is_authority=True)
     (folder / "ca.pem").write_bytes(_pem(root))
-    for name, files in (
-        ("server", ("server.pem", "server.pem")),
-        ("client", ("cert.pem", "key.pem")),
+    for name, files, lasts in (
+        ("server", ("server.pem", "server.pem"), HOUR),
+        ("client", ("cert.pem", "key.pem"), client_lasts),
     ):
         key = ec.generate_private_key(ec.SECP256R1())
-        made = _pem(_certificate(name, key, "authority", authority, host, is_authority=False))
+        made = _pem(_certificate(name, key, authority, lasts, address, is_authority=False))
         secret = key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
@@ -32,7 +35,15 @@ def write_certificates(folder, host="127.0.0.1"):
                 stream.write(data)
 
 
-def _certificate(name, key, issuer, issuer_key, host, *, is_authority):
+def server_context(folder):
+    """TLS of an engine that lets in whom the folder's authority knows."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=folder / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(folder / "server.pem")
+    return context
+
+
+def _certificate(name, key, issuer_key, lasts, host, *, is_authority):
     now = datetime.datetime.now(datetime.timezone.utc)
     usage = x509.KeyUsage(
         True, False, False, False, False, is_authority, is_authority, False, False
@@ -41,11 +52,11 @@ def _certificate(name, key, issuer, issuer_key, host, *, is_authority):
     return (
         x509.CertificateBuilder()
         .subject_name(_name(name))
-        .issuer_name(_name(issuer))
+        .issuer_name(_name("authority"))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
+        .not_valid_before(now - HOUR)
+        .not_valid_after(now + lasts)
         .add_extension(x509.SubjectAlternativeName([address]), critical=False)
         .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
         .add_extension(usage, critical=True)

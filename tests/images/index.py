@@ -68,7 +68,7 @@ class Index:
 
     def open_tls(self, folder):
         """Serves the user ``tls`` too, behind TLS with a certificate of the authority that is written to ``folder/ca.pem``."""
-        write_certificates(folder, self.host)
+        write_certificates(folder, address=self.host)
         files = {"srv/server.pem": (folder / "server.pem").read_bytes()}
         self._api.put_archive(self._container, "/", _archive(files))
         run = self._api.exec_create(self._container, ["python", "/srv/server.py", "tls"])

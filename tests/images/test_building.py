@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import re
-import shutil
 import signal
-import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +13,12 @@ from pathlib import Path
 import pytest
 from tests.cli import scripted_control_plane
 from tests.cli.scripted_control_plane import Lines, environment, function, server_info, version
-from tests.images.bench import engine_socket, everything_saved, missing, relay
-from tests.images.certificates import write_certificates
+from tests.images.bench import engine_socket, everything_saved, relay
+from tests.images.certificates import server_context, write_certificates
+from tests.secure_shell import secure_shell
 
 from multinode import wire
-from multinode.errors import EngineUnavailable, EnvironmentBuildFailed
+from multinode.errors import EnvironmentBuildFailed
 from multinode.wire import EnvironmentSpec
 from multinode_control_plane.runners.docker_containers import HOME
 
@@ -291,61 +289,28 @@ def test_docker_host_is_where_it_is_built(shared_bench, plain):
         assert connections
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("certificates")
+@pytest.fixture
+def certificates(tmp_path):
+    folder = tmp_path / "certificates"
+    folder.mkdir()
     write_certificates(folder)
     return folder
 
 
-@pytest.fixture
-def tls(certificates):
-    """Of an engine that lets in whom its authority knows."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates / "ca.pem")
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_cert_chain(certificates / "server.pem")
-    return context
-
-
-def test_an_engine_behind_tls_builds(shared_bench, plain, certificates, tls, monkeypatch, tmp_path):
+def test_an_engine_behind_tls_builds(shared_bench, plain, certificates, monkeypatch, tmp_path):
     monkeypatch.setenv(
         "REQUESTS_CA_BUNDLE", str(tmp_path)
     )  # of others: the engine's own is what counts
-    with relay(engine_socket(), tls) as (address, connections):
+    with relay(engine_socket(), server_context(certificates)) as (address, connections):
         environ = {"DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(certificates)}
         report = shared_bench.make(plain, DOCKER_HOST=address, **environ)
         assert report.image.startswith("sha256:")
         assert connections
 
 
-def test_an_engine_behind_tls_that_does_not_know_us_is_told(shared_bench, plain, tls, tmp_path):
-    write_certificates(tmp_path)
-    with relay(engine_socket(), tls) as (address, connections):
-        environ = {"DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(tmp_path)}
-        with pytest.raises(EngineUnavailable, match=r"\(certificate verify failed\)"):
-            shared_bench.make(plain, DOCKER_HOST=address, **environ)
-        assert not connections
-
-
-SSH = """\
-#!/bin/sh
-echo "$@" >> {log}
-while [ "$1" != -- ]; do shift; done
-exec sh -c "$3"
-"""
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_engine_behind_ssh_builds(shared_bench, plain, tmp_path, monkeypatch):
-    """With a stand-in for ``ssh`` that stays here: whether keys fit is not ours."""
-    if shutil.which("docker") is None:
-        missing("the docker command, which ssh is to start, is not here")
-    engine_socket()
-    (tmp_path / "ssh").write_text(SSH.format(log=tmp_path / "log"))
-    (tmp_path / "ssh").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    report = shared_bench.make(plain, DOCKER_HOST="ssh://me@far.example")
-    assert report.image.startswith("sha256:")
-    asked = (tmp_path / "log").read_text().splitlines()
-    assert set(asked) == {"-l me -p 22 -- far.example docker system dial-stdio"}
-    gc.collect()  # docker-py leaves its pipes to the collector, which ends what ssh has started
+def test_an_engine_behind_ssh_builds(shared_bench, plain, tmp_path):
+    with secure_shell(tmp_path) as shell:
+        address = f"{shell.address}{engine_socket()}"
+        path = str(tmp_path / "bin")  # without the docker command
+        report = shared_bench.make(plain, DOCKER_HOST=address, PATH=path)
+        assert report.image.startswith("sha256:")

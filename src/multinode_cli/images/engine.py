@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import io
 import json
-import socket
 import tarfile
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import docker
 from docker import auth
-from docker.context import ContextAPI
 from docker.errors import APIError, DockerException, NotFound
-from docker.utils import kwargs_from_env
 from docker.utils.config import load_general_config
 from docker.utils.proxy import ProxyConfig
 from requests.exceptions import RequestException, Timeout
 from urllib3.exceptions import HTTPError
 
-from multinode.errors import EngineUnavailable, MissingExtra, StorageFull
+from multinode.errors import EngineUnavailable
 from multinode.wire import Registry
 from multinode_cli.images.failures import EngineRefused
+from multinode_engine import connection
 
 Events = Generator[dict[str, Any], None, None]
 
@@ -32,7 +29,6 @@ ANSWER_S = 600.0
 """Removing a large image, or a pull that extracts a large layer, may be silent for minutes."""
 REGISTRY_S = 10.0
 """How long a registry may take to say whether it has an image."""
-DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
 
 
 @dataclass(frozen=True)
@@ -48,11 +44,13 @@ class EngineFacts:
 class Engine:
     """An engine that has answered. Its methods raise EngineRefused with its words, EngineUnavailable where it is gone."""
 
-    def __init__(self, api: docker.APIClient, address: str, context: str) -> None:
-        self._api = api
-        self.address = address
-        self.context = context
-        """The name of the docker command's context that it is."""
+    def __init__(self, found: connection.Connection) -> None:
+        self._connection = found
+        self._api = found.api
+        self.address = found.place.address
+        self.context = "default" if found.tunnel else found.place.context
+        """The name of the docker command's context that it is, with ``variables`` in its environment."""
+        self.variables = found.variables
 
     # --- images ---
 
@@ -94,7 +92,7 @@ class Engine:
             words = f"i/o timeout: no answer within {REGISTRY_S:.0f} s"
             raise EngineRefused(words) from error
         except (RequestException, HTTPError) as error:
-            raise _unavailable(self.address, error) from error
+            raise self._connection.unavailable(error) from error
         if answer.status_code >= 400:
             raise EngineRefused(_message(answer.content))
 
@@ -212,7 +210,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends the connections."""
-        self._api.close()
+        self._connection.close()
 
     @contextmanager
     def _words(self) -> Iterator[None]:
@@ -220,52 +218,19 @@ class Engine:
             yield
         except APIError as error:
             raise EngineRefused(str(error.explanation or error)) from error
-        except (DockerException, RequestException, HTTPError) as error:
-            raise _unavailable(self.address, error) from error
-
-
-class _Client(docker.APIClient):  # type: ignore[misc]  # it has no types
-    """docker-py's client, which would take REQUESTS_CA_BUNDLE in place of the authority that DOCKER_CERT_PATH names.
-
-    See https://github.com/psf/requests/issues/3829.
-    """
-
-    def merge_environment_settings(
-        self, url: str, proxies: Any, stream: Any, verify: Any, cert: Any
-    ) -> Any:
-        """The settings of one request."""
-        chosen = self.verify if verify is None else verify
-        return super().merge_environment_settings(url, proxies, stream, chosen, cert)
+        except connection.FOREIGN as error:
+            raise self._connection.unavailable(error) from error
 
 
 def connect(environ: Mapping[str, str]) -> Engine:
     """The engine of DOCKER_HOST, else of the docker command's context. Raises EngineUnavailable, with what to do."""
-    given = kwargs_from_env(environment=dict(environ) or None)
-    context = "default"
-    if "base_url" not in given:
-        found = ContextAPI.get_context(environ.get("DOCKER_CONTEXT"))
-        if found is not None and found.Host:
-            context = found.name
-            given = {
-                "base_url": found.Host,
-                **({"tls": found.TLSConfig} if found.TLSConfig else {}),
-            }
-    address = given.setdefault("base_url", DEFAULT_ADDRESS).replace("http+unix://", "unix://")
     try:
-        _try_socket(address)
-        api = _Client(**given, version="auto", timeout=CONNECT_S, use_ssh_client=True)
-    except (DockerException, RequestException, OSError, ValueError) as error:
-        raise _unavailable(address, error) from error
-    api.timeout = ANSWER_S
-    return Engine(api, address, context)
-
-
-def _try_socket(address: str) -> None:
-    """Raises OSError where nobody listens at ``unix://…``: docker-py leaves a socket open that it could not connect."""
-    if address.startswith("unix://"):
-        with socket.socket(socket.AF_UNIX) as tried:
-            tried.settimeout(CONNECT_S)
-            tried.connect(address.removeprefix("unix://"))
+        found = connection.connect(environ, timeout_s=CONNECT_S)
+    except EngineUnavailable as error:
+        why = "The control plane runs functions in containers, and this command builds their image"
+        raise EngineUnavailable(error.message, f"{why}. {error.hint}") from error
+    found.api.timeout = ANSWER_S
+    return Engine(found)
 
 
 def split_name(image: str) -> tuple[str, str]:
@@ -293,48 +258,3 @@ def _proxies() -> dict[str, str]:
     configured = (load_general_config().get("proxies") or {}).get("default") or {}
     found: dict[str, str] = ProxyConfig.from_dict(configured).get_environment()
     return found
-
-
-def _unavailable(address: str, error: Exception) -> EngineUnavailable | MissingExtra | StorageFull:
-    """Why it does not answer. The reasons lie deep: requests wraps what urllib3 wraps what the socket said."""
-    text = _reasons(error)
-    if "paramiko" in text:
-        return MissingExtra(
-            f"An engine by ssh ({address}) needs the package paramiko.",
-            "Install it: pip install 'docker[ssh]'",
-        )
-    if "PermissionError" in text or "Permission denied" in text:
-        message = f"This user may not use the Docker engine at {address}."
-        return EngineUnavailable(
-            message,
-            "Add the user to the group that may (`sudo usermod -aG docker $USER`), and log in again.",
-        )
-    if isinstance(error, Timeout) or "timed out" in text:
-        message = f"The Docker engine at {address} does not answer."
-    else:
-        message = f"No Docker engine answers at {address}{_short(text)}."
-    return EngineUnavailable(
-        message,
-        "Functions that run in containers need one to build their image: start Docker, or set DOCKER_HOST to an engine that runs.",
-    )
-
-
-def _reasons(error: BaseException) -> str:
-    told = []
-    seen: BaseException | None = error
-    while seen is not None:
-        told.append(f"{type(seen).__name__}: {seen}")
-        seen = seen.__cause__ or seen.__context__
-    return "\n".join(told)
-
-
-def _short(text: str) -> str:
-    known = (
-        "No such file or directory",
-        "Connection refused",
-        "Name or service not known",
-        "certificate verify failed",
-        "Connection reset by peer",
-    )
-    found = next((reason for reason in known if reason in text), "")
-    return f" ({found.lower()})" if found else ""

@@ -96,11 +96,12 @@ class _Work:
 
     def _build(self, output: Output, *, no_cache: bool) -> None:
         order, context = self._order, self._context
-        kit = buildkit.find(self._environ, self._engine.context)
+        environ = {**self._environ, **self._engine.variables}
+        kit = buildkit.find(environ, self._engine.context)
         if kit is not None:
             buildkit.build_image(
                 kit, context, output, tag=order.tag, labels=order.labels, platform=order.platform,
-                no_cache=no_cache, environ=self._environ,
+                no_cache=no_cache, environ=environ,
             )  # fmt: skip
             return
         is_own = order.platform == self._engine.platform()

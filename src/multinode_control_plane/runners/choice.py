@@ -43,6 +43,10 @@ async def choose(settings: Settings, environ: Mapping[str, str], kept: str = "")
         if name == "auto":
             return _process(settings, error.message.rstrip("."))
         raise _needed(error, is_kept=is_auto) from error
+    if name == "auto" and engine.facts.is_apart and settings.worker_url is None:
+        engine.close()
+        where = f"containers of the Docker engine at {engine.facts.url} may not reach this machine"
+        return _process(settings, f"{where}, and no --worker-url says how they can")
     return _docker(settings, engine, "a Docker engine answers" if is_auto else "")
 
 

@@ -80,6 +80,7 @@ log = logging.getLogger(__name__)
 THREADS = 8
 """The engine's own work does not get faster with more: 4.6 containers a second with 8, 2.5 with 16 (2 cores)."""
 SWEEP_S = 300.0
+NO_CGROUPS = "the Docker engine has no cgroups to limit with (rootless Docker needs version 2)"
 PACKED_BUNDLES = 4
 """How many bundles' code is kept in memory, ready for containers; 16 MiB each at the most."""
 COPY_PATIENCE_S = 5.0
@@ -134,8 +135,6 @@ class DockerRunner:
     """Makes workers as containers of ``engine``."""
 
     name = "docker"
-    enforces: tuple[str, ...] = ("cpu", "memory")
-    unenforced_reason = ""
 
     def __init__(
         self,
@@ -146,6 +145,8 @@ class DockerRunner:
         log_limit_bytes: int = 64 * 1024 * 1024,
     ) -> None:
         self.engine = engine
+        self.enforces = engine.facts.limits
+        self.unenforced_reason = "" if "memory" in self.enforces else NO_CGROUPS
         self.bundles = Bundles(data_dir)
         self._data_dir = data_dir
         self._registry = registry
@@ -192,7 +193,7 @@ class DockerRunner:
         facts = self.engine.facts
         if facts.is_desktop:
             return WorkerAddress(listen="127.0.0.1", name="host.docker.internal")
-        if facts.is_remote:
+        if facts.is_apart:
             message = f"Containers of the Docker engine at {facts.url} may not reach this machine."
             raise InputError(message, "Say how they can: --worker-url http://this-machine:port.")
         gateway = (await self._network()).gateway

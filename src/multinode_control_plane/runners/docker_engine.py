@@ -1,25 +1,24 @@
-"""The Docker engine as the ``docker`` runner needs it: the one module that knows the ``docker`` package.
+"""The Docker engine as the ``docker`` runner needs it: the one module here that knows the ``docker`` package.
 
 Everything here blocks. What that package, and the transport below it, raise becomes an ``EngineError``, whose message says what
-failed, and its hint what to do. The engine is the one of ``DOCKER_HOST`` (with ``DOCKER_TLS_VERIFY`` and ``DOCKER_CERT_PATH``), else
-that of the docker command's current context.
+failed, and its hint what to do.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-import socket
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from multinode.errors import EngineUnavailable
 from multinode.wire import Registry
 
 if TYPE_CHECKING:
-    import docker
+    from multinode_engine.connection import Connection
 
 TIMEOUT_S = 60.0
 """How long an answer may take, streams apart."""
@@ -27,13 +26,10 @@ REGISTRY_TIMEOUT_S = 10.0
 """How long a registry may take to say whether it has an image."""
 CONNECTIONS = 64
 """Kept open; each container's log takes one of its own while it is followed."""
-OLDEST_API = (1, 40)
-"""Docker 19.03."""
 _DISK_FULL_CURE = "Make room there: `multinode server gc`, and `docker system prune`."
 _REGISTRY_CURE = (
     "Is the registry as the control plane's settings say, and does it answer the engine?"
 )
-_OLDEST_TEXT = ".".join(map(str, OLDEST_API))
 
 
 class EngineError(Exception):
@@ -68,10 +64,19 @@ class EngineFacts:
     is_desktop: bool
     """Docker Desktop: containers reach this machine's loopback as ``host.docker.internal``."""
 
+    is_rootless: bool = False
+    limits: tuple[str, ...] = ("cpu", "memory")
+    """Which limits of a container it enforces."""
+
     @property
     def is_remote(self) -> bool:
         """Whether it may run on another machine."""
         return not self.url.startswith(("unix://", "http+unix://", "npipe://"))
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether nobody knows how its containers reach this machine: over there, or in a network of the user's own."""
+        return not self.is_desktop and (self.is_remote or self.is_rootless)
 
 
 @dataclass(frozen=True)
@@ -119,25 +124,36 @@ class NetworkState:
 class Engine:
     """A connection to an engine; from any thread."""
 
-    def __init__(self, api: docker.APIClient, facts: EngineFacts) -> None:
-        self._api = api
+    def __init__(self, connection: Connection, facts: EngineFacts) -> None:
+        self._connection = connection
+        self._api = connection.api
         self.facts = facts
 
     @classmethod
     def connect(cls, environ: Mapping[str, str], timeout_s: float = TIMEOUT_S) -> Engine:
         """The engine, once it has answered. Raises EngineAway where none does within ``timeout_s``, or it is too old."""
-        api, url = _client(environ, timeout_s)
-        facts = _facts(api, url)
-        api.timeout = TIMEOUT_S
-        return cls(api, facts)
+        # Not at the top: it costs 60 ms, and only this runner needs it.
+        from multinode_engine.connection import connect
+
+        try:
+            connection = connect(environ, timeout_s=timeout_s, connections=CONNECTIONS)
+        except EngineUnavailable as error:
+            raise EngineAway(error.message, error.hint) from error
+        try:
+            facts = _facts(connection)
+        except EngineError:
+            connection.close()
+            raise
+        connection.api.timeout = TIMEOUT_S
+        return cls(connection, facts)
 
     def facts_of(self) -> EngineFacts:
         """The facts as they are now. Raises EngineAway."""
-        return _facts(self._api, self.facts.url)
+        return _facts(self._connection)
 
     def close(self) -> None:
         """Lets go of its connections."""
-        self._api.close()
+        self._connection.close()
 
     # --- containers ------------------------------------------------------------------------------------
 
@@ -345,66 +361,30 @@ class Stream:
             yield from self._items
 
     def close(self) -> None:
-        """Ends it, from another thread. Over ssh nothing can: then it ends with the process."""
+        """Ends it, from another thread."""
+        # AttributeError: docker-py looks for the socket of one that has ended meanwhile.
         with suppress(EngineError, AttributeError), _told(self._what):
             self._items.close()
 
 
-def _client(environ: Mapping[str, str], timeout_s: float) -> tuple[docker.APIClient, str]:
-    import docker  # not at the top: it costs 60 ms, and only this runner needs it
-
-    url = environ.get("DOCKER_HOST") or ""
-    with _told(f"No Docker engine answers at {url or 'its usual place'}.", is_first=True):
-        settings: dict[str, Any] = docker.utils.kwargs_from_env(environment=dict(environ))
-        if not url:
-            settings = _of_context()
-        settings.setdefault("base_url", "unix:///var/run/docker.sock")
-        url = str(settings["base_url"])
-        _knock(url)
-        settings |= {"timeout": timeout_s, "max_pool_size": CONNECTIONS}
-        # Not version="auto": a client that fails while it is made leaves its connection open.
-        with closing(docker.APIClient(version=_OLDEST_TEXT, **settings)) as probe:
-            probe.trust_env = False
-            version = probe.version(api_version=False)["ApiVersion"]
-        api = docker.APIClient(version=version, **settings)
-    # Else REQUESTS_CA_BUNDLE would take the place of the engine's own CA: https://github.com/psf/requests/issues/3829
-    api.trust_env = False
-    return api, url
-
-
-def _knock(url: str) -> None:
-    """Raises OSError where nobody listens on a socket of this machine: docker-py would leave its own open."""
-    scheme, _, path = url.partition("://")
-    if scheme in ("unix", "http+unix"):
-        with socket.socket(socket.AF_UNIX) as found:
-            found.connect(path if path.startswith("/") else f"/{path}")
-
-
-def _facts(api: docker.APIClient, url: str) -> EngineFacts:
+def _facts(connection: Connection) -> EngineFacts:
     with _told("The Docker engine cannot be asked about itself."):
-        version, info = api.version(), api.info()
-    if tuple(map(int, str(version["ApiVersion"]).split("."))) < OLDEST_API:
-        message = f"The Docker engine at {url} is {version['Version']}, which is too old."
-        raise EngineAway(message, "Install Docker 19.03 or later.")
+        version, info = connection.api.version(), connection.api.info()
     return EngineFacts(
-        url=url,
+        url=connection.place.address,
         version=version["Version"],
         platform=f"{version['Os']}/{version['Arch']}",
         cores=int(info["NCPU"]),
         memory_mib=int(info["MemTotal"]) >> 20,
         root_dir=str(info.get("DockerRootDir", "")),
         is_desktop=info.get("OperatingSystem") == "Docker Desktop",
+        is_rootless="name=rootless" in (info.get("SecurityOptions") or ()),
+        limits=tuple(
+            name
+            for name, fact in (("cpu", "CpuCfsQuota"), ("memory", "MemoryLimit"))
+            if info.get(fact, True)
+        ),
     )
-
-
-def _of_context() -> dict[str, Any]:
-    """The engine of the docker command's current context (``docker context use``)."""
-    from docker.context import ContextAPI
-
-    context = ContextAPI.get_current_context()
-    if context is None or not context.Host:
-        return {}
-    return {"base_url": context.Host, **({"tls": context.TLSConfig} if context.TLSConfig else {})}
 
 
 def _ipam(subnet: str) -> dict[str, Any]:
@@ -414,56 +394,30 @@ def _ipam(subnet: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _told(what: str, *, hint: str = "", is_first: bool = False) -> Iterator[None]:
+def _told(what: str, *, hint: str = "") -> Iterator[None]:
     """Turns what the docker package and its transport raise into our own errors; ``what`` and ``hint`` are sentences."""
-    import docker.errors
-    import requests.exceptions
-    import urllib3.exceptions
+    from docker.errors import APIError, NotFound
+
+    from multinode_engine.connection import FOREIGN
 
     try:
         yield
-    except docker.errors.NotFound as error:
+    except NotFound as error:
         raise NotInEngine(_with_reason(what, error.explanation or "")) from error
-    except docker.errors.APIError as error:
+    except APIError as error:
         reason = str(error.explanation or error)
         if error.status_code == 409 and "is not running" in reason:
             raise NotInEngine(_with_reason(what, reason)) from error
         raise _refused(what, reason, hint) from error
-    except (
-        docker.errors.DockerException,
-        requests.exceptions.RequestException,
-        urllib3.exceptions.HTTPError,
-        OSError,
-        ValueError,
-    ) as error:
-        raise _away(what, error, is_first=is_first) from error
+    except FOREIGN as error:
+        message = f"{what} The Docker engine does not answer."
+        raise EngineAway(message, "Is it running?") from error
 
 
 def _refused(what: str, reason: str, hint: str) -> EngineError:
     if "no space left on device" in reason or "disk quota exceeded" in reason:
         return EngineError(f"{what[:-1]}: the Docker engine's disk is full.", _DISK_FULL_CURE)
     return EngineError(_with_reason(what, reason), hint)
-
-
-def _away(what: str, error: Exception, *, is_first: bool) -> EngineAway:
-    text = str(error)
-    if "PermissionError" in text or "Permission denied" in text:
-        message = "This user may not use the Docker engine (permission denied on its socket)."
-        return EngineAway(message, "Add the user to the group docker, and log in again.")
-    if "paramiko" in text:
-        message = "DOCKER_HOST=ssh://… needs the package paramiko, which is not installed."
-        return EngineAway(message, "Install it: pip install 'docker[ssh]'.")
-    if is_first:
-        reason = "" if _is_nobody_there(text) else text
-        return EngineAway(
-            _with_reason(what, reason), "Start Docker, or set DOCKER_HOST to where it listens."
-        )
-    return EngineAway(f"{what} The Docker engine does not answer.", "Is it running?")
-
-
-def _is_nobody_there(text: str) -> bool:
-    """Whether the transport says only, at length, that nobody listens."""
-    return any(word in text for word in ("FileNotFoundError", "Connection refused", "No such file"))
 
 
 def _with_reason(what: str, reason: str) -> str:
