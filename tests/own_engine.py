@@ -2,7 +2,7 @@
 
 Nothing of it meets the engine that everybody shares: a folder, a socket, a containerd, a bridge and subnets of its own. It makes no rules for
 iptables, which both would take for theirs: its containers reach this machine and nothing else, which is all that workers need. It is not
-told ``--bridge=none``: then it would remove ``docker0``, which is the other engine's.
+told ``--bridge=none``: then it would remove ``docker0``, which is the other engine's. Its containerd outlives it, as a system's does.
 """
 
 from __future__ import annotations
@@ -16,16 +16,22 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from tests.hand_made_image import BASE, needs_engine
 
-from multinode_control_plane.runners.worker_processes import is_living
-
 WAIT_S = 60.0
+CONTAINERD = """
+version = 2
+root = "{folder}/containerd"
+state = "{folder}/exec/containerd"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+address = "{folder}/c"
+"""
 
 
 def needs_own_engine() -> None:
@@ -56,33 +62,28 @@ class OwnEngine:
         self._bridge = f"mn-{secrets.token_hex(4)}"
         self._bridge_address = f"10.{number}.255.1/24"
         self._daemon: subprocess.Popen[bytes] | None = None
+        self._containerd: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Returns when it answers."""
         self._make_bridge()
-        with (self.folder / "log").open("ab") as log:
-            self._daemon = subprocess.Popen(
-                [
-                    "dockerd",
-                    f"--host={self.url}",
-                    f"--data-root={self.folder}/data",
-                    f"--exec-root={self.folder}/exec",
-                    f"--pidfile={self.folder}/pid",
-                    f"--bridge={self._bridge}",
-                    "--iptables=false",
-                    f"--default-address-pool={self._pool}",
-                    *self.options,
-                ],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + WAIT_S
-        while not self._answers():
-            assert self._daemon.poll() is None, self.log()
-            assert time.monotonic() < deadline, self.log()
-            time.sleep(0.05)
+        if self._containerd is None:
+            (self.folder / "containerd.toml").write_text(CONTAINERD.format(folder=self.folder))
+            self._containerd = self._run("containerd", f"--config={self.folder}/containerd.toml")
+            self._wait_for(self._containerd, lambda: (self.folder / "c").exists())
+        self._daemon = self._run(
+            "dockerd",
+            f"--host={self.url}",
+            f"--containerd={self.folder}/c",
+            f"--data-root={self.folder}/data",
+            f"--exec-root={self.folder}/exec",
+            f"--pidfile={self.folder}/pid",
+            f"--bridge={self._bridge}",
+            "--iptables=false",
+            f"--default-address-pool={self._pool}",
+            *self.options,
+        )
+        self._wait_for(self._daemon, self._answers)
 
     def _make_bridge(self) -> None:
         if Path("/sys/class/net", self._bridge).exists():
@@ -93,6 +94,19 @@ class OwnEngine:
             ["link", "set", self._bridge, "up"],
         ):
             subprocess.run(["ip", *command], check=True)
+
+    def _run(self, *command: str) -> subprocess.Popen[bytes]:
+        with (self.folder / "log").open("ab") as log:
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _wait_for(self, daemon: subprocess.Popen[bytes], fact: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not fact():
+            assert daemon.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.05)
 
     def _answers(self) -> bool:
         with socket.socket(
@@ -112,26 +126,8 @@ class OwnEngine:
         daemon.wait(WAIT_S)
 
     def kill(self) -> None:
-        """Ends it so that it notices nothing. Its containers, and the containerd that it started, live on."""
+        """Ends it so that it notices nothing: its containers, and their containerd, live on."""
         self.stop(signal.SIGKILL)
-
-    @property
-    def data(self) -> Path:
-        """Where it keeps images and containers."""
-        return self.folder / "data"
-
-    def fill(self) -> None:
-        """Leaves no room on its disk, which has to be one of its own."""
-        assert self.data.is_mount()
-        with (self.data / "filler").open("wb", buffering=0) as filler:
-            for size in (1 << 20, 1 << 12, 1):
-                with suppress(OSError):
-                    while True:
-                        filler.write(b"\0" * size)
-
-    def make_room(self) -> None:
-        """Takes back what ``fill`` did."""
-        (self.data / "filler").unlink(missing_ok=True)
 
     def log(self) -> str:
         """The end of what it said."""
@@ -162,33 +158,32 @@ class OwnEngine:
             for container in self.client.containers.list(all=True, ignore_removed=True):
                 container.remove(v=True, force=True)
             self.client.networks.prune()
-        if self._daemon is not None:
-            self.stop()
         self.client.close()
-        self._end_containerd()
+        for daemon in filter(None, (self._daemon, self._containerd)):
+            daemon.terminate()
+            daemon.wait(WAIT_S)
+        for pid in self._shims():
+            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
         subprocess.run(["ip", "link", "delete", self._bridge], check=False)
         for line in reversed(Path("/proc/mounts").read_text().splitlines()):
             if (path := line.split()[1]).startswith(f"{self.folder}/"):
                 subprocess.run(["umount", "--lazy", path], check=False)
 
-    def _end_containerd(self) -> None:
-        """The one that it started; it outlives a dockerd that was killed."""
-        try:
-            pid = int((self.folder / "exec/containerd/containerd.pid").read_text())
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (OSError, ValueError):
-            return
-        if os.fsencode(self.folder) in command:
-            os.kill(pid, signal.SIGTERM)
-            deadline = time.monotonic() + WAIT_S
-            while is_living(pid):
-                assert time.monotonic() < deadline, "containerd does not end"
-                time.sleep(0.01)
+    def _shims(self) -> list[int]:
+        """What is left where it could not remove its containers."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if os.fsencode(f"-address\0{self.folder}/") in path.read_bytes():
+                    found.append(int(path.parent.name))
+        return found
 
 
 @contextmanager
-def own_engine(disk_mib: int = 0) -> Iterator[OwnEngine]:
-    """One that runs and has the base image; with ``disk_mib`` on a disk of its own that has so much room."""
+def own_engine() -> Iterator[OwnEngine]:
+    """One that runs and has the base image."""
     needs_own_engine()
     folder = Path(
         tempfile.mkdtemp(prefix="mn-")
@@ -196,10 +191,6 @@ def own_engine(disk_mib: int = 0) -> Iterator[OwnEngine]:
     try:
         made = OwnEngine(folder)
         try:
-            if disk_mib:
-                made.data.mkdir()
-                size = ["-o", f"size={disk_mib}m"]
-                subprocess.run(["mount", "-t", "tmpfs", *size, "tmpfs", made.data], check=True)
             made.start()
             made.load(BASE)
             yield made
