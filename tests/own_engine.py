@@ -129,24 +129,6 @@ class OwnEngine:
         """Ends it so that it notices nothing: its containers, and their containerd, live on."""
         self.stop(signal.SIGKILL)
 
-    @property
-    def data(self) -> Path:
-        """Where it keeps images and containers."""
-        return self.folder / "data"
-
-    def fill(self) -> None:
-        """Leaves no room on its disk, which has to be one of its own."""
-        assert self.data.is_mount()
-        with (self.data / "filler").open("wb", buffering=0) as filler:
-            for size in (1 << 20, 1 << 12, 1):
-                with suppress(OSError):
-                    while True:
-                        filler.write(b"\0" * size)
-
-    def make_room(self) -> None:
-        """Takes back what ``fill`` did."""
-        (self.data / "filler").unlink(missing_ok=True)
-
     def log(self) -> str:
         """The end of what it said."""
         return (self.folder / "log").read_text()[-4000:]
@@ -200,8 +182,8 @@ class OwnEngine:
 
 
 @contextmanager
-def own_engine(disk_mib: int = 0) -> Iterator[OwnEngine]:
-    """One that runs and has the base image; with ``disk_mib`` on a disk of its own that has so much room."""
+def own_engine() -> Iterator[OwnEngine]:
+    """One that runs and has the base image."""
     needs_own_engine()
     folder = Path(
         tempfile.mkdtemp(prefix="mn-")
@@ -209,10 +191,6 @@ def own_engine(disk_mib: int = 0) -> Iterator[OwnEngine]:
     try:
         made = OwnEngine(folder)
         try:
-            if disk_mib:
-                made.data.mkdir()
-                size = ["-o", f"size={disk_mib}m"]
-                subprocess.run(["mount", "-t", "tmpfs", *size, "tmpfs", made.data], check=True)
             made.start()
             made.load(BASE)
             yield made

@@ -1,12 +1,18 @@
 """A Docker engine whose disk is full: what is said, that nothing is left, and that all goes on once there is room."""
 
 import json
+import shutil
+import subprocess
+import tempfile
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from tests.acceptance.docker_product import DockerProduct
+from tests.hand_made_image import BASE
 from tests.images.bench import Bench
-from tests.own_engine import own_engine
+from tests.own_engine import OwnEngine, needs_own_engine
 
 from multinode.errors import EnvironmentBuildFailed, StorageFull
 from multinode.wire import EnvironmentSpec, InvocationInfo
@@ -26,10 +32,44 @@ def add(a, b):
 DISK_MIB = 900
 
 
+class SmallEngine(OwnEngine):
+    """An engine on a disk of its own."""
+
+    @property
+    def data(self):
+        return self.folder / "data"
+
+    def start(self):
+        if not self.data.is_mount():
+            self.data.mkdir()
+            size = ["-o", f"size={DISK_MIB}m"]
+            subprocess.run(["mount", "-t", "tmpfs", *size, "tmpfs", self.data], check=True)
+        super().start()
+
+    def fill(self):
+        """Leaves not a byte of room."""
+        with (self.data / "filler").open("wb", buffering=0) as filler:
+            for size in (1 << 20, 1 << 12, 1):
+                with suppress(OSError):
+                    while True:
+                        filler.write(b"\0" * size)
+
+    def make_room(self):
+        (self.data / "filler").unlink(missing_ok=True)
+
+
 @pytest.fixture(scope="module")
 def engine():
-    with own_engine(DISK_MIB) as made:
+    needs_own_engine()
+    folder = Path(tempfile.mkdtemp(prefix="mn-"))  # short, as the socket's path has to be
+    made = SmallEngine(folder)
+    try:
+        made.start()
+        made.load(BASE)
         yield made
+    finally:
+        made.close()
+        shutil.rmtree(folder)
 
 
 @pytest.fixture
