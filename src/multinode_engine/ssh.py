@@ -8,7 +8,9 @@ hosts count. https://github.com/docker/docker-py/issues/2966, https://github.com
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -36,6 +38,7 @@ _OPTIONS = {
     "ServerAliveCountMax": "3",
 }
 _KEPT_LINES = 30
+_ENDING_S = 10.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 
 
@@ -73,15 +76,16 @@ class Tunnel:
 
     def complaint(self) -> str:
         """Why ssh could not reach the engine's socket over there; empty where it said nothing of that."""
-        return next((line for line in reversed(self._said) if "open failed" in line), "")
+        return next((line for line in reversed(list(self._said)) if "open failed" in line), "")
 
     def close(self) -> None:
         """Ends ssh, and with it each connection through it."""
         with self._starting:
             self._closing.set()
-            if self._process is not None:
-                self._process.terminate()
-        self._thread.join()
+            if self._process is not None and self._process.poll() is None:
+                # Its group: what a ProxyCommand has started too.
+                os.killpg(self._process.pid, signal.SIGTERM)
+        self._thread.join(_ENDING_S)
         self._folder.cleanup()
 
     def _live(self) -> None:
@@ -89,7 +93,7 @@ class Tunnel:
         while not self._closing.is_set():
             self._is_up = False
             self._run()
-            if not self._settled.is_set():  # the first one, which `open` waits for
+            if not self._settled.is_set():  # the first one, for which somebody waits
                 self._settled.set()
                 return
             if self._is_up:
