@@ -122,7 +122,7 @@ def test_without_an_engine_deploy_says_what_to_do(cli, project, deployable, monk
     outcome = cli("deploy")
     assert outcome.code == 1
     assert "error: No Docker engine answers at unix:///nowhere.sock" in outcome.err
-    assert "start Docker, or set DOCKER_HOST" in outcome.err
+    assert "Start Docker, or set DOCKER_HOST" in outcome.err
 
 
 @pytest.mark.parametrize(
