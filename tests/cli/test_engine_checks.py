@@ -37,7 +37,8 @@ def test_an_engine_that_answers_is_told_with_its_version_and_builder(scripted):
 def test_an_engine_that_is_too_old_fails(scripted):
     scripted.api_version = "1.39"
     found = check(scripted, "Docker")
-    assert (found.state, found.cure) == ("FAIL", "Install Docker 19.03 or later.")
+    assert found.state == "FAIL"
+    assert found.cure.endswith("Install Docker 19.03 or later.")
 
 
 def test_a_base_image_that_is_in_the_engine_asks_no_registry(scripted):
@@ -83,7 +84,7 @@ def test_an_engine_that_is_away_fails_with_its_cure(tmp_path):
     (found,) = check_engine({"PATH": "", "DOCKER_HOST": f"unix://{tmp_path}/s"}, BASE)
     assert (found.check, found.state) == ("Docker", "FAIL")
     assert "connection refused" in found.finding
-    assert "start Docker, or set DOCKER_HOST" in found.cure
+    assert "Start Docker, or set DOCKER_HOST" in found.cure
 
 
 CHECK = """

@@ -54,7 +54,7 @@ def dockerfile(spec, environ, *, has_buildkit=False):
 # --- context ---
 
 
-FAILED = "The command '/bin/sh -c …' returned a non-zero code: 1"
+COMMAND_FAILED = "The command '/bin/sh -c …' returned a non-zero code: 1"
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,9 @@ ModuleNotFoundError: No module named 'distutils'"""
 )  # fmt: skip
 def test_a_requirement_that_fails_is_told_with_its_line(said, requirements, message, place):
     files = {"requirements.txt": requirements.encode()}
-    error = failures.build_failed(FAILED, said.splitlines(), base_image="python:3.8", files=files)
+    error = failures.build_failed(
+        COMMAND_FAILED, said.splitlines(), base_image="python:3.8", files=files
+    )
     assert isinstance(error, EnvironmentBuildFailed)
     assert error.message == message
     assert error.hint.splitlines()[0] == place
@@ -323,7 +325,7 @@ def test_a_requirement_that_fails_is_told_with_its_line(said, requirements, mess
 )  # fmt: skip
 def test_a_system_package_that_fails_is_named(line, message):
     lines = ["== Installing system packages", line]
-    error = failures.build_failed(FAILED, lines, base_image="python:3.8", files={})
+    error = failures.build_failed(COMMAND_FAILED, lines, base_image="python:3.8", files={})
     assert error.message == message
 
 
