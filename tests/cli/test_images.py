@@ -330,6 +330,20 @@ def test_a_system_package_that_fails_is_named(line, message):
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        COMMAND_FAILED,
+        "executor failed running [/bin/sh -c python install.py]: exit code: 1",
+        'ERROR: failed to solve: process "/bin/sh -c python install.py" did not complete successfully: exit code: 1',
+    ],
+)
+def test_each_builder_says_in_its_own_way_that_a_command_failed(words):
+    lines = ["== Installing system packages", "E: Unable to locate package libgl7"]
+    error = failures.build_failed(words, lines, base_image="python:3.8", files={})
+    assert error.message == "There is no system package libgl7 for python:3.8."
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         ("manifest for python:3.99 not found: manifest unknown", "There is no base image python:3.99 for linux/amd64."),

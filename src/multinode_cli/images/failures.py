@@ -12,8 +12,10 @@ MAX_HINT_CHARACTERS = 2_000
 REFUSED_BY_BASE_IMAGE = "multinode-error: "
 """What begins the line in which the Dockerfile says what the base image lacks."""
 
-_COMMAND_FAILED = re.compile(r"returned a non-zero code|did not complete successfully")
-"""How both builders say that a command in the build failed, and not the engine itself."""
+_COMMAND_FAILED = re.compile(
+    r"returned a non-zero code|executor failed running|did not complete successfully"
+)
+"""How the classic builder, and BuildKit then and now, say that a command in the build failed, and not the engine itself."""
 _DISK_FULL = ("no space left on device", "disk quota exceeded")
 _AWAY = (
     "dial tcp", "no such host", "connection refused", "i/o timeout", "TLS handshake", "x509:", "Client.Timeout",
