@@ -105,7 +105,7 @@ def test_a_worker_that_was_killed_while_the_control_plane_was_away(running):
     wait_until(lambda: not is_held(file), "the death of its last thread")
     running.start()
     with pytest.raises(
-        InvocationFailedError, match="worker lost: it ended while the control plane was away"
+        InvocationFailedError, match="worker lost: its supervisor was killed by signal 9"
     ):
         running.function("sleeps").await_result(invocation_id)
 
