@@ -76,7 +76,7 @@ def product(engine, tmp_path_factory):
     label = {"label": made.label}
     for image in engine.images.list(filters=label):
         engine.images.remove(image.id, force=True)
-    assert engine.containers.list(all=True, filters=label) == []
+    assert engine.containers.list(all=True, filters=label, ignore_removed=True) == []
     assert engine.networks.list(filters=label) == []
 
 
@@ -125,7 +125,7 @@ def test_doctor_looks_at_the_engine_and_tries_a_container(deployed, engine):
     found = {item["check"]: item["state"] for item in deployed.json("doctor")}
     assert (found["engine"], found["engine's disk"], found["containers"]) == ("ok", "ok", "ok")
     label = {"label": deployed.label, "name": "multinode-doctor"}
-    assert engine.containers.list(all=True, filters=label) == []
+    assert engine.containers.list(all=True, filters=label, ignore_removed=True) == []
 
 
 def test_functions_run_after_a_stop_and_a_start(deployed):
@@ -152,7 +152,7 @@ def test_a_cancelled_function_ends_and_its_container_is_removed(deployed, engine
     found = info(deployed, invocation_id)
     assert (found.status, found.error) == ("CANCELLED", None)
     label = {"label": [deployed.label, "multinode.worker"]}
-    wait_for(lambda: not engine.containers.list(all=True, filters=label))
+    wait_for(lambda: not engine.containers.list(all=True, filters=label, ignore_removed=True))
 
 
 def test_a_container_lives_on_when_the_control_plane_is_killed(deployed):

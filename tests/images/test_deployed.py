@@ -52,7 +52,7 @@ def product(engine_api, default_bases, tmp_path_factory):
     engine = docker.from_env()
     for image in engine.images.list(filters=label):
         engine.images.remove(image.id, force=True)
-    assert engine.containers.list(all=True, filters=label) == []
+    assert engine.containers.list(all=True, filters=label, ignore_removed=True) == []
     assert engine.networks.list(filters=label) == []
     engine.close()
 
