@@ -494,10 +494,7 @@ class Finding(Record):
 
 
 class Collected(Record):
-    """Something that nothing needed, and was removed: ``kind`` is ``environment``, ``image``, ``layers``, ``bundle`` or ``output``.
-
-    Output of all executions together is one item.
-    """
+    """Something that nothing needed, and was removed; ``kind`` is ``environment``, ``image``, ``layers``, ``bundle``, or ``output``: all of it in one."""
 
     kind: str
     name: str
