@@ -351,7 +351,7 @@ class Scheduler:
         except WorkerNotMadeError as error:
             message = f"No worker could be made to import main.py: {error}"
             raise ImportFailed(message, "`multinode doctor` may know why.") from error
-        except TimeoutError as error:
+        except asyncio.TimeoutError as error:  # on Python 3.10 not the built-in one
             message = f"Importing main.py took longer than {DESCRIBE_TIMEOUT_S:.0f} s."
             raise ImportFailed(message, "Move slow work into the functions.") from error
         finally:

@@ -542,7 +542,7 @@ class DockerRunner:
     async def _output_copied(self, worker: _Worker) -> None:
         try:
             await asyncio.wait_for(worker.copied.wait(), COPY_PATIENCE_S)
-        except TimeoutError:
+        except asyncio.TimeoutError:  # on Python 3.10 not the built-in one
             if worker.copy is not None:
                 worker.copy.stop()
                 await self._do(worker.copy.join, COPY_PATIENCE_S)
