@@ -7,8 +7,10 @@ import pytest
 from tests.control_plane.fake_engine import FakeEngine
 
 from multinode.errors import InputError
+from multinode.wire import EnvironmentInfo
 from multinode_control_plane.runners import WorkerLaunch
 from multinode_control_plane.runners.docker import DockerRunner, _Worker
+from multinode_control_plane.runners.docker_containers import container_name
 from multinode_control_plane.runners.docker_engine import ContainerState, EngineAway, NotInEngine
 
 AWAY = EngineAway("It could not be looked at. The Docker engine does not answer.")
@@ -94,3 +96,34 @@ def test_a_container_that_was_started_while_the_engine_went_away_is_a_worker(tmp
 def test_one_that_was_not_is_none(tmp_path, status):
     with pytest.raises(EngineAway):
         asyncio.run(make(DockerRunner(tmp_path, LeavingEngine(status)), tmp_path))
+
+
+class FaultyEngine(FakeEngine):
+    """Has a fault of its own in `create`; what was removed is noted."""
+
+    removed = ()
+
+    def create(self, name, config):
+        raise ZeroDivisionError
+
+    def remove(self, name):
+        self.removed = (*self.removed, name)
+
+    def container(self, name):
+        raise NotInEngine("no such container")
+
+
+def test_a_worker_that_an_unforeseen_fault_keeps_from_being_made_is_gone(tmp_path, monkeypatch):
+    async def main():
+        engine = FaultyEngine()
+        runner = DockerRunner(tmp_path, engine)
+        monkeypatch.setattr(
+            runner.images, "info", lambda digest: EnvironmentInfo("e", "3.8", "3.8", [], [], "")
+        )
+        monkeypatch.setattr(runner, "_packed", {"b": None})
+        with pytest.raises(ZeroDivisionError):
+            await runner.start(LAUNCH)
+        assert not await runner.alive("wrk-1")
+        assert engine.removed == (container_name("wrk-1"),)
+
+    asyncio.run(main())

@@ -271,14 +271,24 @@ class DockerRunner:
         try:
             await asyncio.shield(making)
         except EngineError as error:
-            self._workers.pop(launch.worker_id, None)
-            worker.is_ending = True
-            worker.started.set()  # for who waits to send it a signal
+            self._drop(worker)
             raise WorkerNotMadeError(str(error)) from error
+        except (
+            Exception
+        ):  # this runner's own fault: as if it were unknown, so that its slot is not taken for ever
+            self._drop(worker)
+            await self._remove(worker.container)
+            raise
         except asyncio.CancelledError:  # nobody waits for it any more
             worker.is_wanted = False
             making.add_done_callback(lambda _: self._spawn(self._remove(worker.container)))
             raise
+
+    def _drop(self, worker: _Worker) -> None:
+        """It was not made."""
+        self._workers.pop(worker.worker_id, None)
+        worker.is_ending = True
+        worker.started.set()  # for who waits to send it a signal
 
     async def _make(
         self, worker: _Worker, launch: WorkerLaunch, image: str, code: bytes | None
