@@ -1,8 +1,9 @@
 """A Docker engine of a test's own, which may be stopped, killed and started again; needs root and ``dockerd``.
 
-Nothing of it meets the engine that everybody shares: a folder, a socket, a containerd, a bridge and subnets of its own. It makes no rules for
-iptables, which both would take for theirs: its containers reach this machine and nothing else, which is all that workers need. It is not
-told ``--bridge=none``: then it would remove ``docker0``, which is the other engine's. Its containerd outlives it, as a system's does.
+Nothing of it meets the engine that everybody shares: a folder, a socket, a containerd, a bridge of its own. It makes no rules for
+iptables, which both would take for theirs: its containers reach this machine and nothing else, which is all that workers need. It is
+told neither ``--bridge=none`` nor ``--default-address-pool``: with these it would remove ``docker0``, which is the other engine's, at its
+first or second start (seen with 20.10.24). Its containerd outlives it, as a system's does.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import pytest
 from tests.hand_made_image import BASE, needs_engine
 
 WAIT_S = 60.0
+SHARED_BRIDGE = Path("/sys/class/net/docker0")
 CONTAINERD = """
 version = 2
 root = "{folder}/containerd"
@@ -58,7 +60,6 @@ class OwnEngine:
         """More of ``dockerd``, from its next start on."""
         self.client = docker.DockerClient(base_url=self.url, version="1.40", timeout=WAIT_S)
         number = random.randrange(192, 255)
-        self._pool = f"base=10.{number}.0.0/17,size=24"
         self._bridge = f"mn-{secrets.token_hex(4)}"
         self._bridge_address = f"10.{number}.255.1/24"
         self._daemon: subprocess.Popen[bytes] | None = None
@@ -80,7 +81,6 @@ class OwnEngine:
             f"--pidfile={self.folder}/pid",
             f"--bridge={self._bridge}",
             "--iptables=false",
-            f"--default-address-pool={self._pool}",
             *self.options,
         )
         self._wait_for(self._daemon, self._answers)
@@ -185,6 +185,7 @@ class OwnEngine:
 def own_engine() -> Iterator[OwnEngine]:
     """One that runs and has the base image."""
     needs_own_engine()
+    had_bridge = SHARED_BRIDGE.exists()
     folder = Path(
         tempfile.mkdtemp(prefix="mn-")
     )  # short: a socket's path has 107 characters at most
@@ -198,3 +199,4 @@ def own_engine() -> Iterator[OwnEngine]:
             made.close()
     finally:
         shutil.rmtree(folder)
+    assert SHARED_BRIDGE.exists() == had_bridge, "the engine that all share has lost its bridge"
