@@ -1,4 +1,4 @@
-"""``Record``: the frozen dataclasses of workers and wire, without what dataclasses cost; and what they are in JSON.
+"""``Record``: the frozen dataclasses of workers and wire, without what dataclasses cost; and their way to JSON and back.
 
 A type checker sees a frozen dataclass (PEP 681), and so does a reader. At run time a class costs 15 µs instead of 700, since
 nothing is compiled, and neither ``dataclasses`` nor ``typing`` is imported: of a worker's 40 ms that were 45.
@@ -7,14 +7,17 @@ nothing is compiled, and neither ``dataclasses`` nor ``typing`` is imported: of 
 from __future__ import annotations
 
 import json
+import sys
+from functools import lru_cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, ClassVar, Dict, Tuple, TypeVar
+    from typing import Any, Callable, ClassVar, Dict, Tuple, Type, TypeVar, Union
 
     from typing_extensions import dataclass_transform
 
     R = TypeVar("R", bound="Record")
+    T = TypeVar("T")
 else:
 
     def dataclass_transform(**_: bool) -> Callable[[type], type]:
@@ -102,3 +105,70 @@ def _fields_of(value: Any) -> Dict[str, Any]:
         message = f"{type(value).__name__} does not cross the network"
         raise TypeError(message)
     return vars(value)
+
+
+# --- from JSON ----------------------------------------------------------------------------------------
+
+
+def loads(cls: Type[T], data: Union[bytes, str]) -> T:
+    """An instance of ``cls`` from JSON. Raises ValueError where a field is missing or of a wrong type."""
+    return from_plain(cls, json.loads(data))
+
+
+def from_plain(cls: Type[T], data: Any) -> T:
+    """An instance of ``cls`` from what ``json.loads`` gave; unknown fields are ignored."""
+    made = _decoder(cls.__name__, cls.__module__)(data)
+    assert isinstance(made, cls)
+    return made
+
+
+@lru_cache(maxsize=None)
+def _decoder(hint: str, module: str) -> Callable[[Any], Any]:
+    """What checks and makes a value of a field's annotation: a scalar, a class that ``module`` has, Optional, List or Dict of one."""
+    outer, _, inner = hint.partition("[")
+    if outer == "Optional":
+        decode = _decoder(inner[:-1], module)
+        return lambda data: None if data is None else decode(data)
+    if outer == "List":
+        decode = _decoder(inner[:-1], module)
+        return lambda data: [decode(item) for item in _expect(data, list)]
+    if outer == "Dict":
+        decode = _decoder(inner[:-1].partition(", ")[2], module)
+        return lambda data: {key: decode(item) for key, item in _expect(data, dict).items()}
+    if hint == "float":
+        return _float
+    scalar = _SCALARS.get(hint)
+    if scalar is not None:
+        return lambda data: _expect(data, scalar)
+    return _record_decoder(getattr(sys.modules[module], hint))
+
+
+_SCALARS = {"str": str, "int": int, "bool": bool}
+
+
+def _record_decoder(cls: Type[Record]) -> Callable[[Any], Any]:
+    decoders = {name: _decoder(cls.__annotations__[name], cls.__module__) for name in cls.fields}
+
+    def decode(data: Any) -> Any:
+        known = _expect(data, dict)
+        try:
+            return cls(**{name: decoders[name](known[name]) for name in decoders if name in known})
+        except (TypeError, ValueError) as error:
+            message = f"{cls.__name__}: {error}"
+            raise ValueError(message) from error
+
+    return decode
+
+
+def _float(data: Any) -> float:
+    if isinstance(data, bool) or not isinstance(data, (int, float)):
+        message = f"a number was expected, not {data!r:.100}"
+        raise ValueError(message)
+    return float(data)
+
+
+def _expect(data: Any, kind: type) -> Any:
+    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
+        message = f"{kind.__name__} was expected, not {data!r:.100}"
+        raise ValueError(message)
+    return data

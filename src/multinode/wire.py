@@ -10,18 +10,15 @@ environments for months, and speak with control planes of later releases of the 
 
 from __future__ import annotations
 
-import json
-from functools import lru_cache
-
 from .records import Record
 from .records import dumps as dumps
+from .records import from_plain as from_plain
+from .records import loads as loads
 from .records import to_plain as to_plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Type, TypeVar, Union
-
-    T = TypeVar("T")
+    from typing import Dict, List, Optional
 
 MAJOR_VERSION = 2
 
@@ -629,70 +626,3 @@ class Described(Record):
 
 class Empty(Record):
     """An answer that says only that it worked."""
-
-
-# --- JSON -----------------------------------------------------------------------------------------------
-
-
-def loads(cls: Type[T], data: Union[bytes, str]) -> T:
-    """An instance of ``cls`` from JSON. Raises ValueError where a field is missing or of a wrong type."""
-    return from_plain(cls, json.loads(data))
-
-
-def from_plain(cls: Type[T], data: Any) -> T:
-    """An instance of ``cls`` from what ``json.loads`` gave; unknown fields are ignored."""
-    made = _decoder(cls.__name__)(data)
-    assert isinstance(made, cls)
-    return made
-
-
-@lru_cache(maxsize=None)
-def _decoder(hint: str) -> Callable[[Any], Any]:
-    """What checks and makes a value of a field's annotation: a scalar, a class of this module, Optional, List or Dict of one."""
-    outer, _, inner = hint.partition("[")
-    if outer == "Optional":
-        decode = _decoder(inner[:-1])
-        return lambda data: None if data is None else decode(data)
-    if outer == "List":
-        decode = _decoder(inner[:-1])
-        return lambda data: [decode(item) for item in _expect(data, list)]
-    if outer == "Dict":
-        decode = _decoder(inner[:-1].partition(", ")[2])
-        return lambda data: {key: decode(item) for key, item in _expect(data, dict).items()}
-    if hint == "float":
-        return _float
-    scalar = _SCALARS.get(hint)
-    return (
-        _record_decoder(globals()[hint]) if scalar is None else lambda data: _expect(data, scalar)
-    )
-
-
-_SCALARS = {"str": str, "int": int, "bool": bool}
-
-
-def _record_decoder(cls: Type[Record]) -> Callable[[Any], Any]:
-    decoders = {name: _decoder(cls.__annotations__[name]) for name in cls.fields}
-
-    def decode(data: Any) -> Any:
-        known = _expect(data, dict)
-        try:
-            return cls(**{name: decoders[name](known[name]) for name in decoders if name in known})
-        except (TypeError, ValueError) as error:
-            message = f"{cls.__name__}: {error}"
-            raise ValueError(message) from error
-
-    return decode
-
-
-def _float(data: Any) -> float:
-    if isinstance(data, bool) or not isinstance(data, (int, float)):
-        message = f"a number was expected, not {data!r:.100}"
-        raise ValueError(message)
-    return float(data)
-
-
-def _expect(data: Any, kind: type) -> Any:
-    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        message = f"{kind.__name__} was expected, not {data!r:.100}"
-        raise ValueError(message)
-    return data
