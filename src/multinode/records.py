@@ -135,15 +135,15 @@ def _decoder(hint: str, module: str) -> Callable[[Any], Any]:
     if outer == "Dict":
         decode = _decoder(inner[:-1].partition(", ")[2], module)
         return lambda data: {key: decode(item) for key, item in _expect(data, dict).items()}
-    if hint == "float":
-        return _float
+    if hint in _NUMBERS:
+        return _NUMBERS[hint]
     scalar = _SCALARS.get(hint)
     if scalar is not None:
         return lambda data: _expect(data, scalar)
     return _record_decoder(getattr(sys.modules[module], hint))
 
 
-_SCALARS = {"str": str, "int": int, "bool": bool}
+_SCALARS = {"str": str, "bool": bool}
 
 
 def _record_decoder(cls: Type[Record]) -> Callable[[Any], Any]:
@@ -161,10 +161,24 @@ def _record_decoder(cls: Type[Record]) -> Callable[[Any], Any]:
 
 
 def _float(data: Any) -> float:
-    if isinstance(data, bool) or not isinstance(data, (int, float)):
+    if isinstance(data, bool) or not isinstance(data, (int, float)) or not -_MAX <= data <= _MAX:
         message = f"a number was expected, not {data!r:.100}"
         raise ValueError(message)
     return float(data)
+
+
+def _int(data: Any) -> int:
+    """What a database takes: 64 bits."""
+    number = _expect(data, int)
+    if not -(2**63) <= number < 2**63:
+        message = f"a number of at most 64 bits was expected, not {number!r:.100}"
+        raise ValueError(message)
+    return int(number)
+
+
+_MAX = 1.7976931348623157e308
+"""The largest float: NaN, the infinities and what would become one are none of JSON's numbers."""
+_NUMBERS = {"float": _float, "int": _int}
 
 
 def _expect(data: Any, kind: type) -> Any:

@@ -153,7 +153,7 @@ RULES: dict[tuple[str, str], Rule] = {
         "/v1/worker/described", None, body={"functions": 3}, workers=each(INVALID)
     ),
 }  # fmt: skip
-PUBLIC = {("GET", "/healthz"), ("POST", "/v1/worker/exchange")}
+PUBLIC = {("GET", "/healthz"), ("GET", "/v1/openapi.json"), ("POST", "/v1/worker/exchange")}
 
 
 class Stage:

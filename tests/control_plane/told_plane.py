@@ -7,7 +7,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tests.control_plane.bench import make_settings
 
 from multinode import wire
 from multinode.client import Client
+from multinode.errors import Conflict
 from multinode_control_plane import migrations, model
 from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.routes import make_app
@@ -29,6 +30,11 @@ from multinode_control_plane.service import access, deployments, executions, inv
 from multinode_control_plane.service.dotenv import Sealer
 from multinode_control_plane.service.executions import Context, WorkerIdentity
 from multinode_control_plane.store import Store
+
+
+def environment_info(python: str) -> wire.EnvironmentInfo:
+    """The only environment that there is."""
+    return wire.EnvironmentInfo("e" * 64, python, "3.11.7", [], [], model.to_time(0))
 
 
 class ToldRunner:
@@ -86,6 +92,21 @@ class ToldRunner:
     async def checks(self, base_image: str) -> list[Any]:
         return []
 
+    async def build(self, request: wire.BuildRequest) -> AsyncIterator[wire.BuildEvent]:
+        yield wire.BuildEvent(line="it is there")
+        yield wire.BuildEvent(environment=environment_info(request.spec.python))
+
+    async def take_image(self, digest: str, report: wire.ImageReport) -> wire.EnvironmentInfo:
+        message = f"{digest} was not ordered."
+        raise Conflict(message)
+
+    async def logs(
+        self, execution_id: str, attempt: int, *, ended: asyncio.Event | None = None
+    ) -> AsyncIterator[wire.LogRecord]:
+        yield wire.LogRecord(model.to_time(time.time()), "stdout", "adding\n", attempt)
+        if ended is not None:
+            await ended.wait()
+
     async def stored(self, in_use: Any) -> list[Any]:
         return [item for item in self.kept if item.name not in in_use]
 
@@ -120,7 +141,7 @@ class Plane:
         self.store.close()
 
     async def deploy(self, project: str = "shop", code: str = "a" * 64, **settings: Any) -> None:
-        info = wire.EnvironmentInfo("e" * 64, "3.11", "3.11.7", [], [], model.to_time(0))
+        info = environment_info("3.11")
         await self.store.write(lambda tx: deployments.save_environment(tx, info))
         described = wire.FunctionDescription("f", wire.FunctionSettings(**settings), [])
         request = wire.RegisterRequest("e" * 64, code, {}, [described])

@@ -57,6 +57,10 @@ def test_a_missing_field_with_a_default_has_it():
         (wire.StartAnswer, {"invocation_ids": [1]}),
         (wire.Value, {"number": True, "value": ""}),
         (wire.Claim, {"execution_id": "exe-1", "import_ms": "1"}),
+        (wire.Claim, {"execution_id": "exe-1", "import_ms": float("nan")}),
+        (wire.Claim, {"execution_id": "exe-1", "import_ms": float("inf")}),
+        (wire.Claim, {"execution_id": "exe-1", "import_ms": 10**400}),
+        (wire.Value, {"number": 2**63, "value": ""}),
     ],
 )
 def test_a_missing_field_or_a_wrong_type_is_a_value_error(cls, plain):

@@ -7,9 +7,9 @@ import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -23,6 +23,7 @@ from multinode.errors import (
     NotAllowed,
     NotLoggedIn,
 )
+from multinode_control_plane.api.parameters import Query, read_all
 from multinode_control_plane.runners import Runner
 from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.scheduler import Scheduler
@@ -31,6 +32,7 @@ from multinode_control_plane.service.access import Caller
 from multinode_control_plane.service.executions import Context, hash_secret
 from multinode_control_plane.store import Store
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 300 * 1024 * 1024
@@ -62,38 +64,41 @@ class ControlPlane:
 
 @dataclass(frozen=True)
 class Call:
-    """One request, authenticated and read. ``body`` is an instance of the endpoint's class, or None."""
+    """One request, authenticated and read. ``body`` is an instance of the endpoint's class, or None; ``asked`` its query."""
 
     plane: ControlPlane
     caller: Caller
     request: Request
     body: Any
+    asked: Mapping[str, str | float | bool | None] = field(default_factory=dict)
 
     def path(self, name: str) -> str:
-        """A part of the path."""
-        return str(self.request.path_params[name])
+        """A part of the path. Raises InvalidRequest where it holds what no name holds."""
+        text = str(self.request.path_params[name])
+        if "\0" in text:
+            message = f"{text!r:.50} holds a NUL character."
+            raise InvalidRequest(message)
+        return text
 
     def query(self, name: str) -> str | None:
-        """A query parameter; None where it is missing or empty."""
-        return self.request.query_params.get(name) or None
+        """A query parameter that the endpoint declares; None where it is missing or empty."""
+        value = self._asked(name)
+        return None if value is None else str(value)
 
     def number(self, name: str, default: float = 0.0) -> float:
         """A query parameter that is a number of 0 or more."""
-        text = self.query(name)
-        if text is None:
-            return default
-        try:
-            value = float(text)
-        except ValueError:
-            value = -1.0
-        if not 0 <= value < 1e15:
-            message = f"{name}={text!r:.50} is not a number that makes sense here."
-            raise InvalidRequest(message)
-        return value
+        value = self._asked(name)
+        return default if value is None else float(value)
 
     def flag(self, name: str) -> bool:
         """Whether a query parameter is ``1`` or ``true``."""
-        return self.query(name) in ("1", "true")
+        return self._asked(name) is True
+
+    def _asked(self, name: str) -> str | float | bool | None:
+        if name not in self.asked:
+            message = f"{name} is no parameter of this endpoint: declare it in Endpoint.query"
+            raise LookupError(message)
+        return self.asked[name]
 
     def project(self) -> str:
         """The project of the path. Raises NotAllowed where it is not the one of a worker's token."""
@@ -121,7 +126,12 @@ Handler = Callable[[Call], Awaitable[Any]]
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A route as data. ``role`` None: no API key will do; ``worker``: a worker's token will; ``public``: neither is asked."""
+    """A route as data, which the OpenAPI document is made from too.
+
+    ``role`` None: no API key will do; ``worker``: a worker's token will; ``public``: neither is asked. The handler's docstring says
+    what it is for, its return annotation what it answers: a class of `wire`, or, with ``lines``, a stream of such, one JSON a line,
+    or, with ``archive``, a bundle's archive (where the method is PUT it is sent). ``errors`` are those that not every endpoint has.
+    """
 
     method: str
     path: str
@@ -130,14 +140,19 @@ class Endpoint:
     role: str | None = None
     worker: bool = False
     public: bool = False
+    query: tuple[Query, ...] = ()
+    errors: tuple[type[MultinodeError], ...] = ()
+    lines: type | None = None
+    archive: bool = False
 
 
 async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -> Response:
     """Authenticates, reads, hands over, answers."""
     try:
         caller = await _authenticate(plane, endpoint, request)
+        asked = read_all(endpoint.query, request.query_params)
         body = await _read_body(endpoint, request)
-        answer = await endpoint.handler(Call(plane, caller, request, body))
+        answer = await endpoint.handler(Call(plane, caller, request, body, asked))
     except MultinodeError as error:
         return error_response(error)
     except ClientDisconnect:
@@ -242,8 +257,8 @@ async def until(
     plane: ControlPlane,
     keys: list[str],
     wait_s: float,
-    look: Callable[[], Awaitable[tuple[bool, Any]]],
-) -> Any:
+    look: Callable[[], Awaitable[tuple[bool, T]]],
+) -> T:
     """What ``look`` finds, as soon as it says that it is worth an answer, after ``wait_s``, or when the server stops.
 
     Subscribes before it looks, so that no change between the two is missed.

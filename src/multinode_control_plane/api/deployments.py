@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
 
 from starlette.responses import FileResponse, Response, StreamingResponse
 
@@ -17,12 +16,12 @@ from multinode_control_plane.service import rows
 
 
 async def list_projects(call: Call) -> list[wire.ProjectInfo]:
-    """GET /v1/projects"""
+    """All projects, by name."""
     return await call.plane.store.read(cases.list_projects)
 
 
 async def get_project(call: Call) -> wire.ProjectDetail:
-    """GET /v1/projects/{project}"""
+    """A project with its versions, newest first."""
     project = call.path("project")
     return await call.plane.store.read(
         lambda connection: cases.describe_project(connection, project)
@@ -30,7 +29,7 @@ async def get_project(call: Call) -> wire.ProjectDetail:
 
 
 async def get_version(call: Call) -> wire.VersionInfo:
-    """GET /v1/projects/{project}/versions/{version}"""
+    """One version of a project, whole."""
     project, version = call.project(), call.path("version")
     return await call.plane.store.read(
         lambda connection: cases.describe_version(connection, project, version)
@@ -38,13 +37,13 @@ async def get_version(call: Call) -> wire.VersionInfo:
 
 
 async def make_latest(call: Call) -> wire.VersionItem:
-    """PUT /v1/projects/{project}/latest"""
+    """Makes a version the project's latest."""
     project, version_id = call.path("project"), call.body.version_id
     return await call.plane.store.write(lambda tx: cases.make_latest(tx, project, version_id))
 
 
-async def delete(call: Call) -> Any:
-    """DELETE /v1/projects/{project}"""
+async def delete(call: Call) -> wire.DeletedProject:
+    """Cancels what is in flight in a project, then removes it with all that belongs to it."""
     project = call.path("project")
     await call.plane.store.write(lambda tx: cases.delete(tx, project))
 
@@ -56,7 +55,7 @@ async def delete(call: Call) -> Any:
 
 
 async def build_environment(call: Call) -> StreamingResponse:
-    """POST /v1/projects/{project}/environments"""
+    """Makes an environment, unless it is there; at last tells of it, orders its image, or says why not."""
     cases.check_name(call.path("project"))
 
     async def events() -> AsyncIterator[wire.BuildEvent]:
@@ -79,7 +78,7 @@ async def _saved(call: Call, made: wire.BuildEvent, info: wire.EnvironmentInfo) 
 
 
 async def report_image(call: Call) -> wire.EnvironmentInfo:
-    """PUT /v1/projects/{project}/environments/{digest}"""
+    """Takes the image that was built to an order, once it is checked."""
     cases.check_name(call.path("project"))
     info = await call.plane.runner.take_image(call.path("digest"), call.body)
     await call.plane.store.write(partial(cases.save_environment, info=info))
@@ -87,13 +86,13 @@ async def report_image(call: Call) -> wire.EnvironmentInfo:
 
 
 async def put_bundle(call: Call) -> wire.Empty:
-    """PUT /v1/bundles/{sha256}"""
+    """Stores the archive (tar.gz) of a project's files, named by its SHA-256."""
     await call.plane.bundles.put(call.path("digest"), call.request.stream())
     return wire.Empty()
 
 
 async def get_bundle(call: Call) -> Response:
-    """GET and HEAD /v1/bundles/{sha256}"""
+    """The archive; HEAD says whether it is there."""
     digest = call.path("digest")
     if call.caller.worker is not None:
         await _check_own_bundle(call, digest)
@@ -120,7 +119,7 @@ async def _check_own_bundle(call: Call, digest: str) -> None:
 
 
 async def describe(call: Call) -> wire.DescribeAnswer:
-    """POST /v1/projects/{project}/describe"""
+    """Imports `main.py` in its environment, and says which functions it defines."""
     project, request = call.path("project"), call.body
     cases.check_name(project)
     before = await call.plane.store.read(
@@ -136,7 +135,7 @@ async def describe(call: Call) -> wire.DescribeAnswer:
 
 
 async def register(call: Call) -> wire.RegisterAnswer:
-    """POST /v1/projects/{project}/versions"""
+    """Adds a version and makes it the latest; an equal one that exists is made the latest instead."""
     plane, project, request = call.plane, call.path("project"), call.body
     if request.plan and not request.functions:
         return await plane.store.read(

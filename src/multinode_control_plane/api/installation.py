@@ -20,12 +20,12 @@ STOP_MODES = ("drain", "now", "restart")
 
 
 async def health(_call: Call) -> dict[str, str]:
-    """GET /healthz"""
+    """Whether the control plane is up."""
     return {"status": "ok"}
 
 
 async def server(call: Call) -> wire.ServerInfo:
-    """GET /v1/server"""
+    """The control plane: its version, runner and room, and who is asking."""
     plane = call.plane
 
     def count(connection: sa.Connection) -> tuple[int, int]:
@@ -56,7 +56,7 @@ async def server(call: Call) -> wire.ServerInfo:
 
 
 async def stop(call: Call) -> wire.Empty:
-    """POST /v1/server/stop"""
+    """Stops the control plane."""
     if call.body.mode not in STOP_MODES:
         message = f"There is no mode {call.body.mode!r:.50}."
         raise InvalidRequest(message, f"One of: {', '.join(STOP_MODES)}.")
@@ -65,7 +65,7 @@ async def stop(call: Call) -> wire.Empty:
 
 
 async def checks(call: Call) -> list[wire.Finding]:
-    """GET /v1/server/checks"""
+    """What `doctor` asks the runner, tried now."""
     base_image = call.query("base_image") or ""
     if not re.fullmatch(r"[A-Za-z0-9._:@/-]{0,300}", base_image) or ".." in base_image:
         message = f"{base_image!r:.100} is no name of an image."
@@ -74,7 +74,7 @@ async def checks(call: Call) -> list[wire.Finding]:
 
 
 async def gc(call: Call) -> list[wire.Collected]:
-    """POST /v1/server/gc"""
+    """Removes environments, images, bundles and output that nothing needs."""
     return await collect(call.plane, unused_s=DEPLOY_S, dry_run=call.flag("dry_run"))
 
 
@@ -112,12 +112,12 @@ def _told(gone: Iterable[tuple[Stored, str, str]]) -> list[wire.Collected]:
 
 
 async def list_keys(call: Call) -> list[wire.KeyInfo]:
-    """GET /v1/keys"""
+    """All API keys by name, without the keys themselves."""
     return await call.plane.store.read(access.list_keys)
 
 
 async def create_key(call: Call) -> wire.KeyInfo:
-    """POST /v1/keys"""
+    """A new API key, which is told this once."""
     request = call.body
     made = await call.plane.store.write(lambda tx: access.create_key(tx, request))
     await call.plane.read_keys()
@@ -125,7 +125,7 @@ async def create_key(call: Call) -> wire.KeyInfo:
 
 
 async def revoke_key(call: Call) -> wire.KeyInfo:
-    """DELETE /v1/keys/{name}"""
+    """Revokes an API key."""
     name = call.path("name")
     revoked = await call.plane.store.write(lambda tx: access.revoke_key(tx, name))
     await call.plane.read_keys()

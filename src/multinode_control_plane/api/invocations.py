@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from starlette.responses import StreamingResponse
 
@@ -18,7 +17,7 @@ MAX_WAITED_FOR = 10_000
 
 
 async def start(call: Call) -> wire.StartAnswer:
-    """POST …/functions/{function}/invocations"""
+    """Starts invocations of a function: all of the inputs, in their order, or none."""
     project, function, request = call.project(), call.path("function"), call.body
     catalog = call.plane.context.catalog
     return await call.plane.store.write(
@@ -26,8 +25,8 @@ async def start(call: Call) -> wire.StartAnswer:
     )
 
 
-async def get(call: Call) -> Any:
-    """GET /v1/invocations/{id}"""
+async def get(call: Call) -> wire.InvocationInfo:
+    """An invocation as it is now, or as soon as it has changed."""
     invocation_id, known = call.path("id"), int(call.number("revision"))
 
     async def look() -> tuple[bool, wire.InvocationInfo]:
@@ -46,8 +45,8 @@ async def get(call: Call) -> Any:
     return await until(call.plane, [f"inv:{invocation_id}"], call.wait_s, look)
 
 
-async def wait(call: Call) -> Any:
-    """POST /v1/invocations/wait"""
+async def wait(call: Call) -> wire.WaitAnswer:
+    """Those of some invocations that have ended, as soon as any has."""
     ids: list[str] = call.body.invocation_ids
     if not 1 <= len(ids) <= MAX_WAITED_FOR:
         message = f"A request waits for 1 to {MAX_WAITED_FOR} invocations, not {len(ids)}."
@@ -63,8 +62,8 @@ async def wait(call: Call) -> Any:
     return await until(call.plane, [f"end:{item}" for item in ids], wait_s, look)
 
 
-async def values(call: Call) -> Any:
-    """GET /v1/invocations/{id}/values"""
+async def values(call: Call) -> wire.ValuesAnswer:
+    """Yielded values, oldest first, as soon as there are any."""
     invocation_id, after = call.path("id"), int(call.number("after"))
 
     async def look() -> tuple[bool, wire.ValuesAnswer]:
@@ -79,7 +78,7 @@ async def values(call: Call) -> Any:
 
 
 async def page(call: Call) -> wire.InvocationList:
-    """GET /v1/invocations"""
+    """A page of invocations, newest first."""
     asked = call.query("project")
     project = call.caller.within if asked is None else call.within_own(asked)
     return await call.plane.store.read(
@@ -98,7 +97,7 @@ async def page(call: Call) -> wire.InvocationList:
 
 
 async def detail(call: Call) -> wire.InvocationDetail:
-    """GET /v1/invocations/{id}/detail"""
+    """An invocation with its input, and each of its attempts with its timeline."""
     invocation_id = call.path("id")
     return await call.plane.store.read(
         lambda connection: cases.detail(
@@ -108,7 +107,7 @@ async def detail(call: Call) -> wire.InvocationDetail:
 
 
 async def detail_of_execution(call: Call) -> wire.InvocationDetail:
-    """GET /v1/executions/{id}"""
+    """The invocation of an execution, with this one of its attempts."""
     execution_id = call.path("id")
     return await call.plane.store.read(
         lambda connection: cases.detail_of_execution(connection, execution_id, time.time())
@@ -116,7 +115,7 @@ async def detail_of_execution(call: Call) -> wire.InvocationDetail:
 
 
 async def logs(call: Call) -> StreamingResponse:
-    """GET /v1/invocations/{id}/logs"""
+    """The output of an invocation's attempts; blank lines are heartbeats."""
     invocation_id = call.path("id")
     known = await call.plane.store.read(
         lambda connection: cases.execution_ids(connection, invocation_id)
@@ -144,7 +143,7 @@ def _check_attempt(invocation_id: str, attempt: int, last: int) -> None:
 
 
 async def cancel(call: Call) -> wire.InvocationInfo:
-    """POST /v1/invocations/{id}/cancel"""
+    """Asks for an invocation's cancellation, and for its children's. One that has ended stays as it is."""
     invocation_id, within = call.path("id"), call.caller.within
     await call.plane.store.write(lambda tx: cases.cancel(tx, [invocation_id], within=within))
     return await call.plane.store.read(
@@ -153,7 +152,7 @@ async def cancel(call: Call) -> wire.InvocationInfo:
 
 
 async def cancel_many(call: Call) -> wire.CancelAnswer:
-    """POST /v1/cancel"""
+    """Asks for the cancellation of these invocations, or of all in flight of a project or function."""
     request: wire.CancelRequest = call.body
     if (request.invocation_ids is None) == (request.project is None):
         message = "Either invocation_ids or a project is needed."
@@ -166,7 +165,7 @@ async def cancel_many(call: Call) -> wire.CancelAnswer:
 
 
 async def retry(call: Call) -> wire.StartAnswer:
-    """POST /v1/invocations/{id}/retry"""
+    """Starts a new invocation with the same input, of the project's latest version."""
     invocation_id, catalog = call.path("id"), call.plane.context.catalog
     request_key = call.query("request_key") or ""
     return await call.plane.store.write(

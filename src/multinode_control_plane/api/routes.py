@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,33 +11,121 @@ from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from multinode import wire
-from multinode.errors import InvalidRequest, NotFound
+from multinode.errors import (
+    BundleNotFound,
+    BundleTooLarge,
+    ClaimRefused,
+    Conflict,
+    EngineUnavailable,
+    EnvironmentBuildFailed,
+    EnvironmentNotFound,
+    ExecutionNotFound,
+    FunctionInputSizeLimitExceeded,
+    FunctionNotFound,
+    IdempotencyConflict,
+    ImportFailed,
+    InvalidName,
+    InvalidRequest,
+    InvalidTasks,
+    InvocationNotFound,
+    KeyNotFound,
+    NotFound,
+    ParameterValidationError,
+    ProjectBeingDeleted,
+    ProjectNotFound,
+    RegistryFailed,
+    VersionNotFound,
+)
 from multinode_control_plane.api import deployments, installation, invocations, workers
 from multinode_control_plane.api.border import Border, KnownHosts
-from multinode_control_plane.api.calls import ControlPlane, Endpoint, answer_to, error_response
+from multinode_control_plane.api.calls import (
+    Call,
+    ControlPlane,
+    Endpoint,
+    answer_to,
+    error_response,
+)
+from multinode_control_plane.api.openapi import document
+from multinode_control_plane.api.parameters import Query
 
 PROJECT = "/v1/projects/{project}"
 INVOCATION = "/v1/invocations/{id}"
 
+WAIT = Query(
+    "wait_s",
+    "Seconds for which the request is held open until there is something to say; more than 60 are 60.",
+    "number",
+)
+STARTING = (
+    ProjectNotFound, VersionNotFound, FunctionNotFound, InvocationNotFound, ProjectBeingDeleted,
+    IdempotencyConflict, FunctionInputSizeLimitExceeded,
+)  # fmt: skip
+
+
+async def openapi(_call: Call) -> dict[str, Any]:
+    """This document."""
+    return document(ENDPOINTS)
+
+
 ENDPOINTS = (
     Endpoint("GET", "/healthz", installation.health, public=True),
+    Endpoint("GET", "/v1/openapi.json", openapi, public=True),
     Endpoint("GET", "/v1/server", installation.server, role="read"),
     Endpoint("POST", "/v1/server/stop", installation.stop, wire.StopRequest, role="admin"),
-    Endpoint("GET", "/v1/server/checks", installation.checks, role="deploy"),
-    Endpoint("POST", "/v1/server/gc", installation.gc, role="admin"),
+    Endpoint(
+        "GET",
+        "/v1/server/checks",
+        installation.checks,
+        role="deploy",
+        query=(
+            Query("base_image", "An image of which it is tried whether the runner can have it."),
+        ),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/server/gc",
+        installation.gc,
+        role="admin",
+        query=(Query("dry_run", "Only tell what would be removed.", "flag"),),
+    ),
     Endpoint("GET", "/v1/keys", installation.list_keys, role="admin"),
-    Endpoint("POST", "/v1/keys", installation.create_key, wire.KeyRequest, role="admin"),
-    Endpoint("DELETE", "/v1/keys/{name}", installation.revoke_key, role="admin"),
+    Endpoint(
+        "POST",
+        "/v1/keys",
+        installation.create_key,
+        wire.KeyRequest,
+        role="admin",
+        errors=(InvalidName, Conflict),
+    ),
+    Endpoint(
+        "DELETE", "/v1/keys/{name}", installation.revoke_key, role="admin", errors=(KeyNotFound,)
+    ),
     Endpoint("GET", "/v1/projects", deployments.list_projects, role="read"),
-    Endpoint("GET", PROJECT, deployments.get_project, role="read"),
-    Endpoint("DELETE", PROJECT, deployments.delete, role="deploy"),
-    Endpoint("PUT", PROJECT + "/latest", deployments.make_latest, wire.LatestRequest, "deploy"),
+    Endpoint("GET", PROJECT, deployments.get_project, role="read", errors=(ProjectNotFound,)),
+    Endpoint(
+        "DELETE",
+        PROJECT,
+        deployments.delete,
+        role="deploy",
+        query=(WAIT,),
+        errors=(ProjectNotFound,),
+    ),
+    Endpoint(
+        "PUT",
+        PROJECT + "/latest",
+        deployments.make_latest,
+        wire.LatestRequest,
+        role="deploy",
+        errors=(ProjectNotFound, VersionNotFound, ProjectBeingDeleted),
+    ),
     Endpoint(
         "POST",
         PROJECT + "/environments",
         deployments.build_environment,
         wire.BuildRequest,
         role="deploy",
+        lines=wire.BuildEvent,
+        errors=(InvalidName,),
     ),
     Endpoint(
         "PUT",
@@ -44,18 +133,62 @@ ENDPOINTS = (
         deployments.report_image,
         wire.ImageReport,
         role="deploy",
+        errors=(InvalidName, Conflict, EnvironmentBuildFailed, EngineUnavailable, RegistryFailed),
     ),
     Endpoint(
-        "POST", PROJECT + "/describe", deployments.describe, wire.DescribeRequest, role="deploy"
+        "POST",
+        PROJECT + "/describe",
+        deployments.describe,
+        wire.DescribeRequest,
+        role="deploy",
+        errors=(
+            InvalidName,
+            EnvironmentNotFound,
+            BundleNotFound,
+            ImportFailed,
+            InvalidTasks,
+            ParameterValidationError,
+        ),
     ),
     Endpoint(
-        "POST", PROJECT + "/versions", deployments.register, wire.RegisterRequest, role="deploy"
+        "POST",
+        PROJECT + "/versions",
+        deployments.register,
+        wire.RegisterRequest,
+        role="deploy",
+        errors=(
+            InvalidName,
+            EnvironmentNotFound,
+            BundleNotFound,
+            ProjectNotFound,
+            ProjectBeingDeleted,
+        ),
     ),
     Endpoint(
-        "GET", PROJECT + "/versions/{version}", deployments.get_version, role="read", worker=True
+        "GET",
+        PROJECT + "/versions/{version}",
+        deployments.get_version,
+        role="read",
+        worker=True,
+        errors=(ProjectNotFound, VersionNotFound, EnvironmentNotFound),
     ),
-    Endpoint("GET", "/v1/bundles/{digest}", deployments.get_bundle, role="deploy", worker=True),
-    Endpoint("PUT", "/v1/bundles/{digest}", deployments.put_bundle, role="deploy"),
+    Endpoint(
+        "GET",
+        "/v1/bundles/{digest}",
+        deployments.get_bundle,
+        role="deploy",
+        worker=True,
+        archive=True,
+        errors=(BundleNotFound, ProjectNotFound, VersionNotFound),
+    ),
+    Endpoint(
+        "PUT",
+        "/v1/bundles/{digest}",
+        deployments.put_bundle,
+        role="deploy",
+        archive=True,
+        errors=(BundleTooLarge,),
+    ),
     Endpoint(
         "POST",
         PROJECT + "/functions/{function}/invocations",
@@ -63,23 +196,138 @@ ENDPOINTS = (
         wire.StartRequest,
         role="invoke",
         worker=True,
+        errors=STARTING,
     ),
-    Endpoint("GET", "/v1/invocations", invocations.page, role="read", worker=True),
     Endpoint(
-        "POST", "/v1/invocations/wait", invocations.wait, wire.WaitRequest, "read", worker=True
+        "GET",
+        "/v1/invocations",
+        invocations.page,
+        role="read",
+        worker=True,
+        query=(
+            Query("project", "Only those of this project."),
+            Query("function", "Only those of this function of the project."),
+            Query("version_id", "Only those of this version."),
+            Query("status", "Only those in this status.", one_of=wire.STATUSES),
+            Query("in_flight", "Only those that have not ended.", "flag"),
+            Query("offset", "The `next_offset` of the page before.", "whole"),
+        ),
+        errors=(ProjectNotFound, VersionNotFound, FunctionNotFound),
     ),
-    Endpoint("GET", INVOCATION, invocations.get, role="read", worker=True),
-    Endpoint("GET", INVOCATION + "/detail", invocations.detail, role="read"),
-    Endpoint("GET", INVOCATION + "/values", invocations.values, role="read", worker=True),
-    Endpoint("GET", INVOCATION + "/logs", invocations.logs, role="read"),
-    Endpoint("POST", INVOCATION + "/cancel", invocations.cancel, role="invoke", worker=True),
-    Endpoint("POST", INVOCATION + "/retry", invocations.retry, role="invoke"),
-    Endpoint("GET", "/v1/executions/{id}", invocations.detail_of_execution, role="read"),
-    Endpoint("POST", "/v1/cancel", invocations.cancel_many, wire.CancelRequest, role="invoke"),
-    Endpoint("POST", "/v1/worker/exchange", workers.exchange, wire.ExchangeRequest, public=True),
-    Endpoint("POST", "/v1/worker/claim", workers.claim, wire.Claim, worker=True),
-    Endpoint("POST", "/v1/worker/report", workers.report, wire.Report, worker=True),
-    Endpoint("POST", "/v1/worker/watch", workers.watch, wire.Watch, worker=True),
+    Endpoint(
+        "POST",
+        "/v1/invocations/wait",
+        invocations.wait,
+        wire.WaitRequest,
+        role="read",
+        worker=True,
+        errors=(InvocationNotFound,),
+    ),
+    Endpoint(
+        "GET",
+        INVOCATION,
+        invocations.get,
+        role="read",
+        worker=True,
+        query=(
+            WAIT,
+            Query("revision", "The `revision` that is known: waits while it is this one.", "whole"),
+        ),
+        errors=(InvocationNotFound,),
+    ),
+    Endpoint(
+        "GET",
+        INVOCATION + "/detail",
+        invocations.detail,
+        role="read",
+        errors=(InvocationNotFound,),
+    ),
+    Endpoint(
+        "GET",
+        INVOCATION + "/values",
+        invocations.values,
+        role="read",
+        worker=True,
+        query=(WAIT, Query("after", "Number of the last value that is known.", "whole")),
+        errors=(InvocationNotFound,),
+    ),
+    Endpoint(
+        "GET",
+        INVOCATION + "/logs",
+        invocations.logs,
+        role="read",
+        lines=wire.LogRecord,
+        query=(
+            Query("tail", "Only so many of the last lines.", "whole"),
+            Query("since_s", "Only what was written in the last so many seconds.", "number"),
+            Query("attempt", "Only this attempt; the first is 1.", "whole"),
+            Query("follow", "Go on as it is written, until the invocation is over.", "flag"),
+        ),
+        errors=(InvocationNotFound, ExecutionNotFound),
+    ),
+    Endpoint(
+        "POST",
+        INVOCATION + "/cancel",
+        invocations.cancel,
+        role="invoke",
+        worker=True,
+        errors=(InvocationNotFound,),
+    ),
+    Endpoint(
+        "POST",
+        INVOCATION + "/retry",
+        invocations.retry,
+        role="invoke",
+        query=(Query("request_key", "Any text: the same one starts only one invocation."),),
+        errors=STARTING,
+    ),
+    Endpoint(
+        "GET",
+        "/v1/executions/{id}",
+        invocations.detail_of_execution,
+        role="read",
+        errors=(ExecutionNotFound,),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/cancel",
+        invocations.cancel_many,
+        wire.CancelRequest,
+        role="invoke",
+        errors=(InvocationNotFound, ProjectNotFound, FunctionNotFound),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/worker/exchange",
+        workers.exchange,
+        wire.ExchangeRequest,
+        public=True,
+        errors=(ClaimRefused,),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/worker/claim",
+        workers.claim,
+        wire.Claim,
+        worker=True,
+        errors=(ClaimRefused,),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/worker/report",
+        workers.report,
+        wire.Report,
+        worker=True,
+        errors=(ClaimRefused,),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/worker/watch",
+        workers.watch,
+        wire.Watch,
+        worker=True,
+        errors=(ClaimRefused,),
+    ),
     Endpoint("POST", "/v1/worker/described", workers.described, wire.Described, worker=True),
 )
 
@@ -126,11 +374,13 @@ class Routing:
             match = pattern.match(path)
             if match is not None:
                 scope["path_params"] = match.groupdict()
-                return methods.get("GET" if method == "HEAD" else method) or _no_method(scope)
+                found = methods.get("GET" if method == "HEAD" else method)
+                return found or _no_method(scope, methods)
         return error_response(NotFound(f"There is nothing at {path!r:.200}."))
 
 
-def _no_method(scope: Scope) -> Response:
+def _no_method(scope: Scope, methods: Iterable[str]) -> Response:
     refused = error_response(InvalidRequest(f"{scope['method']} is not for {scope['path']:.200}."))
     refused.status_code = 405
+    refused.headers["Allow"] = ", ".join(methods)
     return refused

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from multinode import wire
 from multinode_control_plane.api.calls import MAX_WAIT_S, Call, until
 from multinode_control_plane.service import executions as cases
@@ -11,7 +9,7 @@ from multinode_control_plane.service.executions import WorkerIdentity, hash_secr
 
 
 async def exchange(call: Call) -> wire.Assignment:
-    """POST /v1/worker/exchange"""
+    """A worker's token and assignment, for its single-use claim code."""
     plane, request = call.plane, call.body
     describing = plane.scheduler.exchange_describe(request)
     if describing is not None:
@@ -28,13 +26,13 @@ async def exchange(call: Call) -> wire.Assignment:
 
 
 async def claim(call: Call) -> wire.Order:
-    """POST /v1/worker/claim"""
+    """Starts the execution: `main.py` is imported."""
     who, request = _heard(call), call.body
     return await call.plane.store.write(lambda tx: cases.claim(tx, who, request))
 
 
 async def report(call: Call) -> wire.Order:
-    """POST /v1/worker/report"""
+    """Takes yielded values, and how the execution ended."""
     who, request, plane = _heard(call), call.body, call.plane
     answer = await plane.store.write(lambda tx: cases.report(tx, plane.context, who, request))
     if request.end is not None:
@@ -42,8 +40,8 @@ async def report(call: Call) -> wire.Order:
     return answer
 
 
-async def watch(call: Call) -> Any:
-    """POST /v1/worker/watch"""
+async def watch(call: Call) -> wire.Order:
+    """Waits for an order."""
     who, request, plane = _heard(call), call.body, call.plane
 
     async def look() -> tuple[bool, wire.Order]:
@@ -59,7 +57,7 @@ async def watch(call: Call) -> Any:
 
 
 async def described(call: Call) -> wire.Empty:
-    """POST /v1/worker/described"""
+    """Takes the functions that `main.py` defines, or why it could not be imported."""
     who = call.caller.worker
     assert who is not None
     call.plane.scheduler.described(who.worker_id, call.body)

@@ -242,8 +242,8 @@ def page(
     if in_flight:
         query = query.where(invocations.c.finished_at.is_(None))
     if offset is not None:
-        if not offset.isdigit():
-            message = f"The offset {offset!r} is none that a list gave."
+        if not (offset.isascii() and offset.isdecimal() and len(offset) <= 18):
+            message = f"The offset {offset!r:.50} is none that a list gave."
             raise InvalidRequest(message)
         query = query.where(invocations.c.seq <= int(offset))
     found = list(connection.execute(query))

@@ -47,7 +47,7 @@ def version(connection: sa.Connection, project_row: Row, version_id: str | None)
     """The version's row; None and ``latest`` are the latest. Raises VersionNotFound."""
     wanted = version_id if version_id and version_id != "latest" else project_row.latest_version_id
     row = statements.first(connection, versions, version_id=wanted, project=project_row.name)
-    if row is None and wanted.isdecimal():
+    if row is None and wanted.isascii() and wanted.isdecimal() and len(wanted) <= 9:
         row = statements.first(connection, versions, number=int(wanted), project=project_row.name)
     if row is None:
         message = f"The project {project_row.name!r} has no version {wanted!r}."
