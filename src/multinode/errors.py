@@ -32,6 +32,7 @@
     │   ├── IncompatibleVersion             a control plane of another major version
     │   ├── StorageFull                     the disk or database of the control plane, or a Docker engine's disk, is full
     │   ├── ServerStopping                  the control plane is shutting down
+    │   ├── NotReady                        a control plane that cannot serve now, as `/readyz` says
     │   └── InternalError                   a fault of the control plane itself
     ├── OperationFailed                     a command that could not do what it was asked for
     │   ├── InvocationFailedError           the invocation ended FAILED
@@ -301,6 +302,12 @@ class ServerStopping(ControlPlaneError):
     code = "server_stopping"
 
 
+class NotReady(ControlPlaneError):
+    """A control plane that starts, stops, or whose store does not answer; what ``/readyz`` says."""
+
+    code = "not_ready"
+
+
 class InternalError(ControlPlaneError):
     """A fault of the control plane itself; its log has the traceback."""
 
@@ -443,6 +450,7 @@ HTTP_STATUS: dict[str, int] = {
     "incompatible_version": 400,
     "storage_full": 507,
     "server_stopping": 503,
+    "not_ready": 503,
     "internal_error": 500,
     "failed": 500,
     "missing_extra": 500,
@@ -496,6 +504,7 @@ EXIT_CODE: dict[str, int] = {
     "incompatible_version": 5,
     "storage_full": 1,
     "server_stopping": 5,
+    "not_ready": 5,
     "internal_error": 1,
     "failed": 1,
     "missing_extra": 1,

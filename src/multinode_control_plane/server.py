@@ -248,6 +248,7 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
     )
     await plane.read_keys()
     await scheduler.open(settings.worker_url or (door.url if door else url))
+    plane.readiness.open()
     servers = [_Serving(make_app(plane, known_hosts(settings)), listener)]
     if door is not None:
         servers.append(_Serving(make_app(plane, door.hosts, WORKER_ENDPOINTS), door.listener))
@@ -297,6 +298,7 @@ def _in_words(item: wire.Collected) -> str:
 async def _until_stopped(plane: ControlPlane, stop: Stop, *, foreground: bool) -> None:
     """Until nothing runs any more (`drain`, `now`), or at once (`restart`)."""
     await stop.event.wait()
+    plane.readiness.drain("It was asked to stop.")
     done = ""
     while stop.mode != "restart":
         stop.event.clear()

@@ -153,7 +153,12 @@ RULES: dict[tuple[str, str], Rule] = {
         "/v1/worker/described", None, body={"functions": 3}, workers=each(INVALID)
     ),
 }  # fmt: skip
-PUBLIC = {("GET", "/healthz"), ("GET", "/v1/openapi.json"), ("POST", "/v1/worker/exchange")}
+PUBLIC = {
+    ("GET", "/healthz"),
+    ("GET", "/readyz"),
+    ("GET", "/v1/openapi.json"),
+    ("POST", "/v1/worker/exchange"),
+}
 
 
 class Stage:
@@ -283,6 +288,7 @@ def test_a_route_answers_whom_it_is_for(stage: Stage, route: tuple[str, str], wh
 
 def test_health_is_told_to_anybody_and_a_claim_code_is_needed_for_a_token(stage: Stage) -> None:
     assert stage.ask("GET", "/healthz", None) == DONE
+    assert stage.ask("GET", "/readyz", None) == DONE
     guess = {"worker_id": "wrk-1", "claim_code": "guess", "nonce": "n"}
     assert stage.ask("POST", "/v1/worker/exchange", None, body=guess) == REFUSED
     assert (

@@ -269,6 +269,7 @@ class ServedPlane:
         )  # fmt: skip
         listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.api.readiness.open()
         app = make_app(self.api, known_hosts(plane.context.settings))
         config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, ws="none")
         self._http = HttpServer(config)

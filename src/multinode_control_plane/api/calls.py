@@ -24,6 +24,7 @@ from multinode.errors import (
     NotLoggedIn,
 )
 from multinode_control_plane.api.parameters import Query, read_all
+from multinode_control_plane.api.readiness import Readiness
 from multinode_control_plane.runners import Runner
 from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.scheduler import Scheduler
@@ -55,6 +56,10 @@ class ControlPlane:
     started_at: float = field(default_factory=time.time)
     keys: dict[str, Caller] = field(default_factory=dict)
     keys_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    readiness: Readiness = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.readiness = Readiness(self.store)
 
     async def read_keys(self) -> None:
         """Takes the keys from the store. One at a time: an older reading that came late would revive a revoked key."""

@@ -1,4 +1,4 @@
-"""Routes of the installation itself: health, server, keys."""
+"""Routes of the installation itself: health, readiness, server, keys."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ STOP_MODES = ("drain", "now", "restart")
 async def health(_call: Call) -> dict[str, str]:
     """Whether the control plane is up."""
     return {"status": "ok"}
+
+
+async def ready(call: Call) -> dict[str, str]:
+    """Whether it can serve now; 503 with the reason where not."""
+    await call.plane.readiness.check()
+    return {"status": "ready"}
 
 
 async def server(call: Call) -> wire.ServerInfo:

@@ -30,6 +30,7 @@ from multinode.errors import (
     InvocationNotFound,
     KeyNotFound,
     NotFound,
+    NotReady,
     ParameterValidationError,
     ProjectBeingDeleted,
     ProjectNotFound,
@@ -70,6 +71,7 @@ async def openapi(_call: Call) -> dict[str, Any]:
 ENDPOINTS = (
     Endpoint("GET", "/healthz", installation.health, public=True),
     Endpoint("GET", "/v1/openapi.json", openapi, public=True),
+    Endpoint("GET", "/readyz", installation.ready, public=True, errors=(NotReady,)),
     Endpoint("GET", "/v1/server", installation.server, role="read"),
     Endpoint("POST", "/v1/server/stop", installation.stop, wire.StopRequest, role="admin"),
     Endpoint(
