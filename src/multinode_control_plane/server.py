@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import ipaddress
 import json
 import logging
@@ -28,8 +27,8 @@ import sqlalchemy as sa
 import uvicorn
 
 from multinode import wire
-from multinode.errors import Conflict, InputError, MultinodeError, StorageFull
-from multinode_control_plane import migrations, model
+from multinode.errors import InputError, MultinodeError, StorageFull
+from multinode_control_plane import data_folder, migrations, model
 from multinode_control_plane.api.border import Border, KnownHosts
 from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.installation import collect
@@ -128,8 +127,8 @@ def main(argv: list[str] | None = None) -> int:
         if options.only_check:
             ready.up("")
             return 0
-        prepare_folder(settings.data_dir)
-        with locked(settings.data_dir):
+        data_folder.prepare(settings.data_dir)
+        with data_folder.locked(settings.data_dir):
             _log_to(options.log_file, foreground=options.foreground)
             asyncio.run(serve(settings, ready, foreground=options.foreground))
     except (MultinodeError, OSError) as raised:
@@ -172,34 +171,6 @@ class Ready:
             os.write(self._descriptor, json.dumps(what).encode() + b"\n")
             os.close(self._descriptor)
         self._descriptor = None
-
-
-def prepare_folder(data_dir: Path) -> None:
-    """Makes the data folder, for this user alone. Raises InputError where that is not possible."""
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        data_dir.chmod(0o700)
-    except OSError as error:
-        message = f"The data folder {data_dir} cannot be used: {error.strerror}."
-        raise InputError(message, "Choose another with --data-dir or MULTINODE_HOME.") from error
-
-
-@contextlib.contextmanager
-def locked(data_dir: Path) -> Iterator[None]:
-    """Holds the data folder. Raises Conflict where another control plane does."""
-    with (data_dir / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            message = f"Another control plane (pid {file.read().strip()}) uses {data_dir}."
-            raise Conflict(
-                message, "Stop it with `multinode server stop`, or use another --data-dir."
-            ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
 
 
 def _log_to(path: str | None, *, foreground: bool) -> None:

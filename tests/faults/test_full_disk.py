@@ -158,3 +158,10 @@ def test_a_deploy_says_that_the_disk_is_full(running):
     free(running)
     running.run("deploy")
     assert running.function("returns").call_remote("deployed") == "deployed"
+
+
+def test_a_backup_for_which_there_is_no_room_leaves_nothing_behind(running):
+    fill(running)
+    said = running.run("server", "backup", str(running.data_dir.parent / "backup"), exit_code=1)
+    assert "There is no room on the disk" in said.stderr
+    assert not list(running.data_dir.parent.glob("*backup*"))

@@ -99,6 +99,10 @@ class Commands:
         self._groups.append(made)
         return made
 
+    def include(self, others: Commands) -> None:
+        """Has the commands of another module too."""
+        self._commands.extend(others._commands)
+
     def add(
         self, name: str, *, has_json: bool = True, takes_dashes: bool = False
     ) -> Callable[[Command], Command]:

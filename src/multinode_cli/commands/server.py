@@ -12,7 +12,7 @@ import typer
 from multinode.client import Client
 from multinode.errors import InputError
 from multinode.wire import Collected, Empty, ServerInfo, StopRequest, to_plain
-from multinode_cli.commands import local_server
+from multinode_cli.commands import backups, local_server
 from multinode_cli.commands.frame import Answer, Commands, Session
 from multinode_cli.commands.local_server import RunningServer
 from multinode_cli.commands.shown import age, counted, memory
@@ -22,6 +22,7 @@ from multinode_cli.settings import COMMAND_RETRY_S
 
 commands = Commands()
 _server = commands.group("server", "Start, stop and look at the local control plane.")
+_server.include(backups.commands)
 
 _Runner = Annotated[
     str | None,

@@ -1,0 +1,111 @@
+"""``multinode server backup`` and ``restore``: by the control plane's own code, on its machine, without its API."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from multinode.errors import MultinodeError, OperationFailed, by_code
+from multinode_cli.commands import local_server
+from multinode_cli.commands.frame import Answer, Commands, Session
+from multinode_cli.commands.shown import age, counted
+from multinode_cli.console import Console
+
+commands = Commands()
+
+_DataDir = Annotated[
+    str | None,
+    typer.Option(
+        "--data-dir",
+        metavar="DIR",
+        help="The control plane's data folder (MULTINODE_DATA_DIR).",
+    ),
+]
+
+
+@commands.add("backup")
+def backup(
+    session: Session,
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="The archive to write, or a folder.", show_default=False
+        ),
+    ],
+    data_dir: _DataDir = None,
+) -> Answer:
+    """Write the store, bundles, output and keys of this machine's control plane into one file, while it runs.
+
+    Example: multinode server backup /srv/backups/
+    """
+    made = _act(session, "make", file, data_dir)
+    size_mib = made["size_bytes"] / 1024**2
+    text = f"Wrote {made['file']}: {_contents(made)}, {size_mib:.1f} MiB. It holds secrets."
+    return Answer(made, lambda console: console.out(text))
+
+
+@commands.add("restore")
+def restore(
+    session: Session,
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="What `backup` has written.", show_default=False),
+    ],
+    data_dir: _DataDir = None,
+) -> Answer:
+    """Put a backup into a data folder that has no store; the control plane must not be running.
+
+    Example: multinode server restore multinode-20261124T120000Z.tar.gz
+    """
+    done = _act(session, "restore", file, data_dir)
+
+    def show(console: Console) -> None:
+        console.out(
+            f"Restored {_contents(done)}, as of {age(done['created_at'])} ago. "
+            "`multinode server start` goes on from there."
+        )
+        console.note("Environments are not in a backup: `multinode deploy` makes them again.")
+
+    return Answer(done, show)
+
+
+def _contents(told: dict[str, Any]) -> str:
+    """``2 projects, 14 invocations``."""
+    bundles = len(told["missing"])
+    without = f", without {counted(bundles, 'bundle')} that its versions name" if bundles else ""
+    return (
+        f"{counted(told['projects'], 'project')}, {counted(told['invocations'], 'invocation')}"
+        f"{without}"
+    )
+
+
+def _act(session: Session, act: str, file: str, data_dir: str | None) -> dict[str, Any]:
+    """What the control plane's own program says. Raises the error that it tells."""
+    local_server.check_installed()
+    server = local_server.find(session.settings.home)
+    folder = Path(data_dir).absolute() if data_dir else server.data_dir if server else None
+    command = [
+        sys.executable,
+        "-m",
+        "multinode_control_plane.backup",
+        act,
+        str(Path(file).absolute()),
+    ]
+    command += [f"--home={session.settings.home}", *([f"--data-dir={folder}"] if folder else [])]
+    with session.console.changing_line("copying"):
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        said = json.loads(done.stdout)
+    except ValueError as error:
+        message = f"The {'backup' if act == 'make' else 'restore'} broke off."
+        raise OperationFailed(message, "What it said stands above.") from error
+    if "error" in said:
+        error_cls = by_code().get(said["error"]["code"], MultinodeError)
+        raise error_cls(said["error"]["message"], said["error"]["hint"])
+    result: dict[str, Any] = said["result"]
+    return result
