@@ -121,6 +121,7 @@ invocations = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("waiting", sa.Text),
     sa.Column("due_at", sa.Float),
+    sa.Column("queued_at", sa.Float),
     sa.Column("queue_deadline_at", sa.Float),
     sa.Column("pending_note", sa.Text),
     sa.Column("not_made", sa.Integer, nullable=False, default=0),

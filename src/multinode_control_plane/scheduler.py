@@ -35,6 +35,7 @@ from multinode_control_plane.service.actions import (
 )
 from multinode_control_plane.service.dotenv import INTERPRETER_PREFIXES
 from multinode_control_plane.service.executions import Context, WorkerIdentity, is_same_secret
+from multinode_control_plane.service.facts import Fact
 from multinode_control_plane.store import Store, Transaction
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,10 @@ class Scheduler:
     draining: bool = False
     describes: dict[str, Describe] = field(default_factory=dict)
     tokens: dict[str, WorkerIdentity] = field(default_factory=dict)
+    tell: Callable[[Fact], None] = lambda fact: None
+    """Called with what was committed, on the loop."""
+    runner_failed: Callable[[str], None] = lambda operation: None
+    """Called where the runner could not do what it was told."""
     _leases: dict[str, Lease] = field(default_factory=dict)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     _starts: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
@@ -139,6 +144,8 @@ class Scheduler:
                     self._forget(worker_id)
                 case RemoveLogs(execution_ids):
                     self._spawn(self.runner.remove_logs(execution_ids))
+                case Fact():
+                    self.tell(effect)
 
     def _spawn(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
@@ -149,6 +156,7 @@ class Scheduler:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
+            self.runner_failed("other")
             log.error("an action failed", exc_info=task.exception())
 
     async def _start(self, launch: WorkerLaunch) -> None:
@@ -158,6 +166,7 @@ class Scheduler:
             await self.runner.start(launch)
         except Exception as error:  # the runner's own fault too: else the slot would stay taken
             expected = isinstance(error, WorkerNotMadeError)
+            self.runner_failed("start")
             log.warning("%s could not be made: %s", worker_id, error, exc_info=not expected)
             if not expected and await self.runner.alive(worker_id):
                 await self.runner.stop(worker_id, 0.0)  # its end is told by the runner

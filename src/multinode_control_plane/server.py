@@ -220,6 +220,7 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
     await plane.read_keys()
     await scheduler.open(settings.worker_url or (door.url if door else url))
     plane.readiness.open()
+    plane.metrics.leader.set(1)
     servers = [_Serving(make_app(plane, known_hosts(settings)), listener)]
     if door is not None:
         servers.append(_Serving(make_app(plane, door.hosts, WORKER_ENDPOINTS), door.listener))

@@ -131,7 +131,8 @@ class Store:
     """SQLite behind one writer thread and a few readers.
 
     ``tick(tx)`` is the scheduler's, called inside the transaction; ``perform(effects)`` is called on the loop
-    after each commit.
+    after each commit. ``on_commit(jobs, lasted_s)`` and ``on_failure(error)`` are called by the writer's thread, for whoever
+    counts.
     """
 
     def __init__(self, url: str) -> None:
@@ -147,6 +148,8 @@ class Store:
         self.changes = Changes()
         self.tick: Callable[[Transaction], None] = lambda tx: None
         self.perform: Callable[[list[object]], None] = lambda effects: None
+        self.on_commit: Callable[[int, float], None] = lambda jobs, lasted_s: None
+        self.on_failure: Callable[[Exception], None] = lambda error: None
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Starts the writer. Raises InternalError where the schema is not this release's."""
@@ -244,6 +247,7 @@ class Store:
 
     def _run(self, connection: sa.Connection, batch: list[_Write[Any]]) -> None:
         transactions: list[Transaction] = []
+        began_at = time.perf_counter()
         try:
             self._synchronize(connection, FULL if any(w.durable for w in batch) else NORMAL)
             connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -257,8 +261,11 @@ class Store:
             connection.commit()
         except Exception as error:  # noqa: BLE001, RUF100 - the writer's outermost edge: each waiter gets it
             connection.rollback()
-            self._fail(batch, _storage_error(error))
+            failure = _storage_error(error)
+            self.on_failure(failure)
+            self._fail(batch, failure)
             return
+        self.on_commit(len(batch), time.perf_counter() - began_at)
         self._answer(batch, transactions)
 
     def _synchronize(self, connection: sa.Connection, level: str) -> None:

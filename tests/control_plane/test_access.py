@@ -70,6 +70,7 @@ REGISTER = {"environment_digest": "e", "bundle_digest": "b" * 64, "dotenv": {}, 
 IN_PROJECT = each(DONE, foreign=NOT_SEEN)
 
 RULES: dict[tuple[str, str], Rule] = {
+    ("GET", "/metrics"): Rule("/metrics", "read"),
     ("GET", "/v1/server"): Rule("/v1/server", "read"),
     ("POST", "/v1/server/stop"): Rule("/v1/server/stop", "admin", INVALID, {"mode": "nonsense"}),
     ("GET", "/v1/server/checks"): Rule("/v1/server/checks", "deploy"),

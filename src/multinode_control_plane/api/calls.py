@@ -32,6 +32,8 @@ from multinode_control_plane.service import access, executions
 from multinode_control_plane.service.access import Caller
 from multinode_control_plane.service.executions import Context, hash_secret
 from multinode_control_plane.store import Store
+from multinode_control_plane.telemetry.metrics import Metrics
+from multinode_control_plane.telemetry.request import waited
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -56,10 +58,19 @@ class ControlPlane:
     started_at: float = field(default_factory=time.time)
     keys: dict[str, Caller] = field(default_factory=dict)
     keys_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    metrics: Metrics = field(default_factory=Metrics)
     readiness: Readiness = field(init=False)
 
     def __post_init__(self) -> None:
         self.readiness = Readiness(self.store)
+        self.store.on_commit, self.store.on_failure = (
+            self.metrics.committed,
+            self.metrics.commit_failed,
+        )
+        self.scheduler.tell, self.scheduler.runner_failed = (
+            self.metrics.note,
+            self.metrics.runner_failed,
+        )
 
     async def read_keys(self) -> None:
         """Takes the keys from the store. One at a time: an older reading that came late would revive a revoked key."""
@@ -135,7 +146,7 @@ class Endpoint:
 
     ``role`` None: no API key will do; ``worker``: a worker's token will; ``public``: neither is asked. The handler's docstring says
     what it is for, its return annotation what it answers: a class of `wire`, or, with ``lines``, a stream of such, one JSON a line,
-    or, with ``archive``, a bundle's archive (where the method is PUT it is sent). ``errors`` are those that not every endpoint has.
+    or, with ``archive``, a bundle's archive (where the method is PUT it is sent), or, with ``text``, plain text. ``errors`` are those that not every endpoint has.
     """
 
     method: str
@@ -149,6 +160,7 @@ class Endpoint:
     errors: tuple[type[MultinodeError], ...] = ()
     lines: type | None = None
     archive: bool = False
+    text: bool = False
 
 
 async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -> Response:
@@ -277,7 +289,9 @@ async def until(
                 return found
             # A timer that sets the event, and no task: five thousand clients may wait.
             timer = asyncio.get_running_loop().call_later(left_s, event.set)
+            began_at = time.perf_counter()
             try:
                 await event.wait()
             finally:
                 timer.cancel()
+                waited(time.perf_counter() - began_at)

@@ -37,6 +37,7 @@ ALWAYS: tuple[type[MultinodeError], ...] = (
 
 ARCHIVE = "application/gzip"
 LINES = "application/x-ndjson"
+TEXT = "text/plain"
 INTRODUCTION = (
     "Run Python functions somewhere else. An id alone names an invocation, its status is the server's, and waiting is a parameter "
     "(`wait_s`, 60 at most): nobody has to poll. Every answer has the header `Multinode-Version`."
@@ -156,6 +157,9 @@ def _answer(item: Endpoint) -> dict[str, Any]:
     if item.archive and item.method == "GET":
         schema = {"type": "string", "format": "binary"}
         return {"description": "The archive.", "content": {ARCHIVE: {"schema": schema}}}
+    if item.text:
+        schema = {"type": "string"}
+        return {"description": "The text.", "content": {TEXT: {"schema": schema}}}
     schema = _of_annotation(_answered(item))
     return {"description": "It worked.", "content": {"application/json": {"schema": schema}}}
 

@@ -48,6 +48,7 @@ from multinode_control_plane.api.calls import (
 )
 from multinode_control_plane.api.openapi import document
 from multinode_control_plane.api.parameters import Query
+from multinode_control_plane.telemetry.request import Asked, current
 
 PROJECT = "/v1/projects/{project}"
 INVOCATION = "/v1/invocations/{id}"
@@ -72,6 +73,7 @@ ENDPOINTS = (
     Endpoint("GET", "/healthz", installation.health, public=True),
     Endpoint("GET", "/v1/openapi.json", openapi, public=True),
     Endpoint("GET", "/readyz", installation.ready, public=True, errors=(NotReady,)),
+    Endpoint("GET", "/metrics", installation.metrics, role="read", text=True),
     Endpoint("GET", "/v1/server", installation.server, role="read"),
     Endpoint("POST", "/v1/server/stop", installation.stop, wire.StopRequest, role="admin"),
     Endpoint(
@@ -362,12 +364,21 @@ class Routing:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, and its answer."""
-        found = self._find(scope)
-        if isinstance(found, Endpoint):
-            answer = await answer_to(self._plane, found, Request(scope, receive))
-        else:
-            answer = found
-        await answer(scope, receive, send)
+        metrics, asked = self._plane.metrics, Asked()
+        current.set(asked)
+        metrics.open_requests.inc()
+        try:
+            found = self._find(scope)
+            method, route = "none", "none"
+            if isinstance(found, Endpoint):
+                method, route = found.method, found.path
+                answer = await answer_to(self._plane, found, Request(scope, receive))
+            else:
+                answer = found
+            metrics.answered(method, route, answer.status_code, asked.worked_s())
+            await answer(scope, receive, send)
+        finally:
+            metrics.open_requests.dec()
 
     def _find(self, scope: Scope) -> Endpoint | Response:
         """The endpoint, its path's parameters put into ``scope``, or the answer that there is none."""

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from multinode.errors import IncompatibleVersion
 
-HEAD = "0001"
+HEAD = "0002"
 """The schema that this release reads and writes: the newest file in ``versions/``."""
 
 

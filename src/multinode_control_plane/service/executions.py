@@ -29,6 +29,7 @@ from multinode_control_plane.service import rows, statements
 from multinode_control_plane.service.actions import ForgetWorker, SetTimer, StartWorker, StopWorker
 from multinode_control_plane.service.catalog import Catalog, Version
 from multinode_control_plane.service.dotenv import INTERPRETER_PREFIXES, Sealer
+from multinode_control_plane.service.facts import AttemptClaimed, AttemptEnded, WorkerNotMade
 from multinode_control_plane.service.invocations import end_pending, purge_if_empty
 from multinode_control_plane.service.statements import Row
 from multinode_control_plane.settings import Settings
@@ -371,6 +372,9 @@ def claim(tx: Transaction, who: WorkerIdentity, request: wire.Claim) -> wire.Ord
             import_ms=request.import_ms,
         )
         _set_deadline(tx, who.worker_id, None)
+        queued_at = row.created_at if row.queued_at is None else row.queued_at
+        queued_s, starting_s = execution.created_at - queued_at, tx.now - execution.created_at
+        tx.after_commit(AttemptClaimed(row.project, max(0.0, queued_s), max(0.0, starting_s)))
         return wire.Order()
     return _order(row)
 
@@ -513,6 +517,8 @@ def _end(
         jitter=random.random(),
     )
     _end_execution(tx, execution, end)
+    lasted_s = None if execution.started_at is None else max(0.0, tx.now - execution.started_at)
+    tx.after_commit(AttemptEnded(row.project, end.outcome, lasted_s))
     columns: dict[str, Any] = {
         "error": None if settled.error is None else wire.to_plain(settled.error),
         "num_failed_attempts": row.num_failed_attempts + int(settled.failed),
@@ -591,6 +597,7 @@ def _try_again(tx: Transaction, row: Row, execution: Row, why: str) -> None:
     """A worker that never claimed has started nothing: another one, after a while that doubles."""
     error = wire.FunctionError(f"worker could not be made: {why}")
     _end_execution(tx, execution, wire.ExecutionEnd("lost", error=error))
+    tx.after_commit(WorkerNotMade(row.project))
     due_at = tx.now + decide.not_made_delay(row.not_made)
     rows.move(
         tx,

@@ -29,6 +29,7 @@ from multinode_control_plane.service import rows, statements
 from multinode_control_plane.service.actions import RemoveLogs, SetTimer, StopWorker
 from multinode_control_plane.service.catalog import Catalog
 from multinode_control_plane.service.catalog import read as read_version
+from multinode_control_plane.service.facts import InvocationsStarted
 from multinode_control_plane.service.hints import nearest_hint
 from multinode_control_plane.service.statements import Row
 from multinode_control_plane.store import Transaction
@@ -59,6 +60,7 @@ def start(
         "status": wire.PENDING,
         "waiting": model.DELAYED if request.delay_s > 0 else model.READY,
         "due_at": tx.now + request.delay_s if request.delay_s > 0 else None,
+        "queued_at": None if request.delay_s > 0 else tx.now,
         "queue_deadline_at": (
             None if queue_timeout_s is None else tx.now + request.delay_s + queue_timeout_s
         ),
@@ -85,6 +87,7 @@ def start(
     if parent_cancelled:
         cancel(tx, ids)
     tx.changed(f"project:{project}")
+    tx.after_commit(InvocationsStarted(project, len(ids)))
     tx.wake()
     return wire.StartAnswer(ids)
 

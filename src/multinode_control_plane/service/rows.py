@@ -17,6 +17,7 @@ from multinode.errors import (
 from multinode_control_plane import decide, model
 from multinode_control_plane.model import invocations, projects, queues, versions, workers
 from multinode_control_plane.service import statements
+from multinode_control_plane.service.facts import InvocationEnded
 from multinode_control_plane.service.hints import nearest_hint
 from multinode_control_plane.service.statements import Row
 from multinode_control_plane.store import Transaction
@@ -100,6 +101,10 @@ def move(tx: Transaction, row: Row, status: str, **columns: Any) -> None:
             "pending_note": None,
         }
         columns |= {"finished_at": tx.now}
+        tx.after_commit(InvocationEnded(row.project, status))
+    was, now = row.waiting == model.READY, columns.get("waiting", row.waiting) == model.READY
+    if now and not was:
+        columns |= {"queued_at": tx.now}
     changed = statements.change(
         tx.connection,
         invocations,
@@ -111,7 +116,6 @@ def move(tx: Transaction, row: Row, status: str, **columns: Any) -> None:
     if changed != 1:
         message = f"{row.invocation_id} was changed by somebody else meanwhile."
         raise InternalError(message)
-    was, now = row.waiting == model.READY, columns.get("waiting", row.waiting) == model.READY
     if was != now:
         count(tx, row.project, row.function, ready=int(now) - int(was))
     tx.changed(f"inv:{row.invocation_id}", f"project:{row.project}")
