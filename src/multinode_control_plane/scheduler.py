@@ -167,7 +167,10 @@ class Scheduler:
         except Exception as error:  # the runner's own fault too: else the slot would stay taken
             expected = isinstance(error, WorkerNotMadeError)
             self.runner_failed("start")
-            log.warning("%s could not be made: %s", worker_id, error, exc_info=not expected)
+            ids = {"worker_id": worker_id, "execution_id": launch.execution_id}
+            log.warning(
+                "%s could not be made: %s", worker_id, error, exc_info=not expected, extra=ids
+            )
             if not expected and await self.runner.alive(worker_id):
                 await self.runner.stop(worker_id, 0.0)  # its end is told by the runner
                 return
@@ -304,7 +307,10 @@ class Scheduler:
             if silent_s < settings.silence_s or lease.stopped or worker_id in self._starts:
                 continue
             if silent_s >= settings.silence_s + settings.unreachable_s:
-                log.warning("%s has been silent for %.0f s: stopping it", worker_id, silent_s)
+                ids = {"worker_id": worker_id}
+                log.warning(
+                    "%s has been silent for %.0f s: stopping it", worker_id, silent_s, extra=ids
+                )
                 lease.stopped = True
                 self._spawn(self._stop(worker_id, UNREACHABLE_GRACE_S))
             elif not lease.unreachable and await self.runner.alive(worker_id):

@@ -43,6 +43,7 @@ from multinode_control_plane.service.dotenv import load_sealer
 from multinode_control_plane.service.executions import Context, hash_secret
 from multinode_control_plane.settings import DEFAULT_PORT, LOOPBACK, Settings, parser, resolve
 from multinode_control_plane.store import Store
+from multinode_control_plane.telemetry import log_lines
 
 log = logging.getLogger("multinode")
 
@@ -129,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         data_folder.prepare(settings.data_dir)
         with data_folder.locked(settings.data_dir):
-            _log_to(options.log_file, foreground=options.foreground)
+            _log_to(options.log_file, settings.log_format, foreground=options.foreground)
             asyncio.run(serve(settings, ready, foreground=options.foreground))
     except (MultinodeError, OSError) as raised:
         error = _told(raised)
@@ -173,12 +174,13 @@ class Ready:
         self._descriptor = None
 
 
-def _log_to(path: str | None, *, foreground: bool) -> None:
-    logging.basicConfig(
-        level=logging.WARNING if foreground else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        handlers=[ServerLog(Path(path)) if path else logging.StreamHandler(sys.stderr)],
-    )
+def _log_to(path: str | None, log_format: str, *, foreground: bool) -> None:
+    """In a terminal a person is told the usual in other words (`_say`), and the log is for what is not."""
+    handler = ServerLog(Path(path)) if path else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(log_lines.formatter(log_format))
+    is_read_by_people = foreground and log_format == "text"
+    level = logging.WARNING if is_read_by_people else logging.INFO
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 async def serve(settings: Settings, ready: Ready, *, foreground: bool) -> None:
@@ -233,7 +235,7 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
     why = f", {choice.reason}" if choice.reason else ""
     log.info("runner: %s%s", runner.name, why)
     _say(
-        foreground,
+        foreground and settings.log_format == "text",
         f"Multinode control plane on {url} (runner: {runner.name}{why}). Ctrl-C stops it.",
     )
     try:
@@ -283,7 +285,12 @@ async def _until_stopped(plane: ControlPlane, stop: Stop, *, foreground: bool) -
             left = await plane.store.read(_count_workers)
             if left == 0:
                 return
-            _say(foreground, f"Waiting for {left} running invocations; Ctrl-C cancels them.")
+            is_text = plane.context.settings.log_format == "text"
+            _say(
+                foreground and is_text,
+                f"Waiting for {left} running invocations; Ctrl-C cancels them.",
+            )
+            log.info("waiting for %d running invocations", left)
             waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(stop.event.wait())]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
@@ -318,8 +325,8 @@ def _handle_signals(stop: Stop, *, foreground: bool) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _say(foreground: bool, text: str) -> None:
-    if foreground:
+def _say(is_heard: bool, text: str) -> None:
+    if is_heard:
         print(text, file=sys.stderr, flush=True)  # noqa: T201 - for the person at the terminal
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from multinode.errors import InputError
 
 DEFAULT_PORT = 9470
+LOG_FORMATS = ("text", "json")
 RUNNERS = ("auto", "process", "docker")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -54,6 +55,8 @@ class Settings:
     grace_s: float = 120.0
     silence_s: float = 30.0
     unreachable_s: float = 300.0
+    log_format: str = "text"
+    """Of the server's own log: `text` or `json`."""
     keep_unused_s: float = 7 * 24 * 3600.0
     max_values: int = 100_000
     max_values_bytes: int = 256 * 1024 * 1024
@@ -131,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
         "--disk-limit",
         help="how much is kept that nothing needs, e.g. 20GiB: unused environments, output of what has ended",
     )
+    made.add_argument("--log-format", help="lines of its own log: text, or json")
     for name, meaning in {**_SPANS, **_SIZES}.items():
         made.add_argument(f"--{name.replace('_', '-')}", help=meaning)
     made.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
@@ -177,12 +181,20 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         disk_limit_bytes=_size(given("disk_limit")),
         allow_process=_switch(given("allow_process")),
         allowed_hosts=_hosts(given("allowed_hosts")),
+        log_format=_log_format(given("log_format")),
         **spans,  # type: ignore[arg-type]  # names and types are those of _SPANS and _SIZES
         **sizes,
     )
     if settings.runner == "process":
         check_isolation(settings)
     return settings
+
+
+def _log_format(text: str | None) -> str:
+    if text is not None and text not in LOG_FORMATS:
+        message = f"--log-format {text!r} is no format of log lines."
+        raise InputError(message, f"Use one of: {', '.join(LOG_FORMATS)}.")
+    return text or LOG_FORMATS[0]
 
 
 def check_isolation(settings: Settings) -> None:

@@ -331,7 +331,9 @@ class Store:
 
 def _engine(url: str) -> sa.Engine:
     Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
+    engine = sa.create_engine(
+        url, hide_parameters=True, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool
+    )
     sa.event.listen(engine, "connect", _prepare)
     return engine
 

@@ -22,7 +22,7 @@ from multinode.errors import MissingExtra, MultinodeError, ServerStartFailed, by
 from multinode_cli.console import Console
 from multinode_cli.settings import Settings
 
-_NEEDED = ("starlette", "uvicorn", "sqlalchemy", "alembic", "cryptography")
+_NEEDED = ("starlette", "uvicorn", "sqlalchemy", "alembic", "cryptography", "prometheus_client")
 _LOG_TAIL_LINES = 15
 _MIB = 1024**2
 

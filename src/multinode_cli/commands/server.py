@@ -88,6 +88,12 @@ _AllowProcess = Annotated[
     ),
 ]
 
+_LogFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--log-format", metavar="text|json", help="Lines of its own log (MULTINODE_LOG_FORMAT)."
+    ),
+]
 _AllowedHosts = Annotated[
     str | None,
     typer.Option(
@@ -126,6 +132,7 @@ def run(
     registry_username: _RegistryUsername = None,
     allow_process: _AllowProcess = False,
     allowed_hosts: _AllowedHosts = None,
+    log_format: _LogFormat = None,
 ) -> Answer:
     """Run the control plane in the foreground, until Ctrl-C.
 
@@ -136,7 +143,7 @@ def run(
         runner=runner, database=database, host=host, port=port, data_dir=data_dir,
         worker_url=worker_url, capacity=capacity, disk_limit=disk_limit, registry=registry,
         registry_username=registry_username, allow_process=allow_process,
-        allowed_hosts=allowed_hosts,
+        allowed_hosts=allowed_hosts, log_format=log_format,
     )  # fmt: skip
     command = local_server.command(session.settings.home, [*options, "--foreground"])
     os.execv(sys.executable, command)
@@ -157,6 +164,7 @@ def start(
     registry_username: _RegistryUsername = None,
     allow_process: _AllowProcess = False,
     allowed_hosts: _AllowedHosts = None,
+    log_format: _LogFormat = None,
 ) -> Answer:
     """Start the control plane in the background, and return when it answers.
 
@@ -166,7 +174,7 @@ def start(
         runner=runner, database=database, host=host, port=port, data_dir=data_dir,
         worker_url=worker_url, capacity=capacity, disk_limit=disk_limit, registry=registry,
         registry_username=registry_username, allow_process=allow_process,
-        allowed_hosts=allowed_hosts,
+        allowed_hosts=allowed_hosts, log_format=log_format,
     )  # fmt: skip
     server, was_started = local_server.start(session.settings, session.console, options)
     verb = "runs" if was_started else "runs already"

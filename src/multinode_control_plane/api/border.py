@@ -17,6 +17,7 @@ from multinode.errors import NotAllowed
 from multinode_control_plane import __version__
 from multinode_control_plane.api.calls import error_response
 from multinode_control_plane.settings import host_name
+from multinode_control_plane.telemetry.request import Asked, current, request_id_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def _is_address(name: str) -> bool:
 
 
 class Border:
-    """Refuses foreign hosts and web pages, and says with every answer which version gave it."""
+    """Refuses foreign hosts and web pages, and says with every answer which version gave it, and the request's id."""
 
     def __init__(self, app: ASGIApp, hosts: KnownHosts) -> None:
         self._app = app
@@ -56,12 +57,19 @@ class Border:
             await self._app(scope, receive, send)
             return
 
+        headers = {k: v.decode("latin-1") for k, v in reversed(scope["headers"])}
+        asked = Asked(request_id_of(headers.get(b"x-request-id")))
+        current.set(asked)
+
         async def send_with_version(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"].append((b"multinode-version", __version__.encode()))
+                message["headers"] += [
+                    (b"multinode-version", __version__.encode()),
+                    (b"x-request-id", asked.request_id.encode()),
+                ]
             await send(message)
 
-        refusal = self._refusal({k: v.decode("latin-1") for k, v in reversed(scope["headers"])})
+        refusal = self._refusal(headers)
         if refusal is not None:
             await error_response(refusal)(scope, receive, send_with_version)
             return

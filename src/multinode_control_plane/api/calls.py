@@ -33,7 +33,7 @@ from multinode_control_plane.service.access import Caller
 from multinode_control_plane.service.executions import Context, hash_secret
 from multinode_control_plane.store import Store
 from multinode_control_plane.telemetry.metrics import Metrics
-from multinode_control_plane.telemetry.request import waited
+from multinode_control_plane.telemetry.request import current, waited
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -167,6 +167,7 @@ async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -
     """Authenticates, reads, hands over, answers."""
     try:
         caller = await _authenticate(plane, endpoint, request)
+        _note_ids(caller, request)
         asked = read_all(endpoint.query, request.query_params)
         body = await _read_body(endpoint, request)
         answer = await endpoint.handler(Call(plane, caller, request, body, asked))
@@ -177,8 +178,27 @@ async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -
     except Exception:
         log.exception("%s %s failed", request.method, request.url.path)
         message = f"The control plane failed at {request.method} {request.url.path}."
-        return error_response(InternalError(message, "Its log has the traceback."))
+        about = current.get()
+        where = f" at the request id {about.request_id}" if about else ""
+        return error_response(InternalError(message, f"Its log has the traceback{where}."))
     return answer if isinstance(answer, Response) else json_response(answer)
+
+
+def _note_ids(caller: Caller, request: Request) -> None:
+    """What the request is about, for the log."""
+    asked = current.get()
+    if asked is None:
+        return
+    asked.project = request.path_params.get("project") or caller.within
+    named = request.path_params.get("id", "")
+    if caller.worker is not None:
+        asked.worker_id = caller.worker.worker_id
+        asked.invocation_id = caller.worker.invocation_id or None
+    if _INVOCATION_ID.fullmatch(named):
+        asked.invocation_id = named
+
+
+_INVOCATION_ID = re.compile(r"inv-[0-9a-f]{32}")
 
 
 def json_response(answer: Any) -> Response:

@@ -364,8 +364,7 @@ class Routing:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, and its answer."""
-        metrics, asked = self._plane.metrics, Asked()
-        current.set(asked)
+        metrics, asked = self._plane.metrics, current.get() or Asked("")
         metrics.open_requests.inc()
         try:
             found = self._find(scope)
