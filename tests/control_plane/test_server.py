@@ -14,7 +14,7 @@ def test_a_full_disk_is_said_at_start(tmp_path, monkeypatch, capsys):
     def full(_settings):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(server, "locked", full)
+    monkeypatch.setattr(server.data_folder, "locked", full)
     assert server.main([f"--home={tmp_path}"]) == 1
     said = capsys.readouterr().err
     assert "The control plane's disk is full: it cannot start." in said
@@ -25,7 +25,7 @@ def test_other_faults_are_not_hidden(tmp_path, monkeypatch):
     def broken(_settings):
         raise OSError(errno.EIO, "I/O error")
 
-    monkeypatch.setattr(server, "locked", broken)
+    monkeypatch.setattr(server.data_folder, "locked", broken)
     with pytest.raises(OSError, match="I/O error"):
         server.main([f"--home={tmp_path}"])
 
