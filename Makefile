@@ -12,7 +12,7 @@ BIN := .venv/bin
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Setting up .venv (once) …"
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[server]' --group dev
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[server,postgres]' --group dev
 	@touch $@
 
 demo: .venv/ready

@@ -1,9 +1,11 @@
 """What every test can ask for: the snapshot of messages, rewritten with ``--update-snapshots``; a line at the end."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.postgres import PostgresServer
 from tests.snapshots.messages import Messages
 
 RUNNER = "process"
@@ -17,6 +19,28 @@ def pytest_addoption(parser):
         action="store_true",
         help="write tests/snapshots/messages.txt instead of comparing with it (not with -n)",
     )
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that tests share, each with a database of its own; nobody stops it."""
+    made = PostgresServer()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of a test's own, to be stopped and killed."""
+    made = PostgresServer()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture

@@ -34,3 +34,22 @@ def sdk_digest() -> str:
         digest.update(f"{path.relative_to(sdk_folder())}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def install_command(extra: str) -> str:
+    """How to add an extra to this installation: from where it came, since PyPI's multinode is another program."""
+    import json  # all of these only for an error
+    import sys
+    from importlib.metadata import distribution
+
+    try:
+        origin = json.loads(distribution("multinode").read_text("direct_url.json") or "{}")
+    except (ImportError, OSError, ValueError):  # an odd installation must not hide what is missing
+        origin = {}
+    url = str(origin.get("url", ""))
+    if not url:
+        return f"pip install 'PATH-OF-THE-WHEEL-OR-REPOSITORY[{extra}]'"
+    place = url.removeprefix("file://")
+    if origin.get("dir_info", {}).get("editable"):
+        return f"{sys.executable} -m pip install -e '{place}[{extra}]'"
+    return f"{sys.executable} -m pip install 'multinode[{extra}] @ {url}'"

@@ -33,6 +33,7 @@
     │   ├── StorageFull                     the disk or database of the control plane, or a Docker engine's disk, is full
     │   ├── ServerStopping                  the control plane is shutting down
     │   ├── NotReady                        a control plane that cannot serve now, as `/readyz` says
+    │   ├── StoreUnreachable                the control plane's database does not answer
     │   └── InternalError                   a fault of the control plane itself
     ├── OperationFailed                     a command that could not do what it was asked for
     │   ├── InvocationFailedError           the invocation ended FAILED
@@ -308,6 +309,12 @@ class NotReady(ControlPlaneError):
     code = "not_ready"
 
 
+class StoreUnreachable(ControlPlaneError):
+    """The control plane's database does not answer; ask again."""
+
+    code = "store_unreachable"
+
+
 class InternalError(ControlPlaneError):
     """A fault of the control plane itself; its log has the traceback."""
 
@@ -451,6 +458,7 @@ HTTP_STATUS: dict[str, int] = {
     "storage_full": 507,
     "server_stopping": 503,
     "not_ready": 503,
+    "store_unreachable": 503,
     "internal_error": 500,
     "failed": 500,
     "missing_extra": 500,
@@ -505,6 +513,7 @@ EXIT_CODE: dict[str, int] = {
     "storage_full": 1,
     "server_stopping": 5,
     "not_ready": 5,
+    "store_unreachable": 5,
     "internal_error": 1,
     "failed": 1,
     "missing_extra": 1,

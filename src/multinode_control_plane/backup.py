@@ -313,6 +313,10 @@ def _no_backup(source: Path) -> InputError:
 
 
 def _sqlite_file(settings: Settings) -> Path:
+    """The store's file. Raises InputError where it is none."""
+    if not settings.database.startswith("sqlite:///"):
+        message = "The store is in PostgreSQL, which has its own backups."
+        raise InputError(message, "Use `pg_dump` and `pg_restore`, and keep a copy of secret.key.")
     return Path(settings.database.removeprefix("sqlite:///"))
 
 

@@ -124,14 +124,14 @@ invocations = sa.Table(
     sa.Column("queued_at", sa.Float),
     sa.Column("queue_deadline_at", sa.Float),
     sa.Column("pending_note", sa.Text),
-    sa.Column("not_made", sa.Integer, nullable=False, default=0),
-    sa.Column("num_failed_attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("not_made", sa.BigInteger, nullable=False, default=0),
+    sa.Column("num_failed_attempts", sa.BigInteger, nullable=False, default=0),
     sa.Column("input", sa.Text, nullable=False),
     sa.Column("result", sa.Text),
     sa.Column("error", sa.JSON),
-    sa.Column("num_values", sa.Integer, nullable=False, default=0),
-    sa.Column("values_kept", sa.Integer, nullable=False, default=0),
-    sa.Column("values_bytes", sa.Integer, nullable=False, default=0),
+    sa.Column("num_values", sa.BigInteger, nullable=False, default=0),
+    sa.Column("values_kept", sa.BigInteger, nullable=False, default=0),
+    sa.Column("values_bytes", sa.BigInteger, nullable=False, default=0),
     sa.Column("parent_id", sa.Text),
     sa.Column("request_key", sa.Text),
     sa.Column("idempotency_key", sa.Text),
@@ -140,7 +140,7 @@ invocations = sa.Table(
     sa.Column("started_at", sa.Float),
     sa.Column("finished_at", sa.Float),
     sa.Column("terminated", sa.Boolean, nullable=False, default=False),
-    sa.Column("revision", sa.Integer, nullable=False, default=1),
+    sa.Column("revision", sa.BigInteger, nullable=False, default=1),
     sa.Index("invocations_function", "project", "function", "seq"),
     sa.Index(
         "invocations_parent",
@@ -216,8 +216,8 @@ executions = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("outcome", sa.Text),
     sa.Column("error", sa.JSON),
-    sa.Column("exit_code", sa.Integer),
-    sa.Column("signal", sa.Integer),
+    sa.Column("exit_code", sa.BigInteger),
+    sa.Column("signal", sa.BigInteger),
     sa.Column("peak_memory_bytes", sa.BigInteger),
     sa.Column("run_ms", sa.Float),
     sa.Column("import_ms", sa.Float),
@@ -237,7 +237,7 @@ workers = sa.Table(
     sa.Column("version_id", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("cpu", sa.Float, nullable=False),
-    sa.Column("memory_mib", sa.Integer, nullable=False),
+    sa.Column("memory_mib", sa.BigInteger, nullable=False),
     sa.Column("claim_code_hash", sa.Text, nullable=False),
     sa.Column("nonce", sa.Text),
     sa.Column("token_hash", sa.Text),
@@ -247,6 +247,7 @@ workers = sa.Table(
     sa.Column("accepted_at", sa.Float),
     sa.Column("ready_at", sa.Float),
     sa.Column("gone_at", sa.Float),
+    sa.Column("heard_at", sa.Float),
     sa.Index(
         "workers_alive",
         "worker_id",
@@ -271,10 +272,48 @@ values = sa.Table(
     "yielded_values",
     metadata,
     sa.Column("invocation_id", sa.Text, primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("value", sa.Text, nullable=False),
     sqlite_with_rowid=False,
+)
+
+leader = sa.Table(
+    "leader",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("holder", sa.Text),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("beat", sa.BigInteger, nullable=False),
+    sa.Column("url", sa.Text),
+    sa.Column("info", sa.JSON),
+)
+"""One row: which of the processes that share the database makes workers. ``beat`` grows while it lives."""
+
+commits = sa.Table(
+    "commits",
+    metadata,
+    sa.Column("writer", sa.Text, primary_key=True),
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+)
+"""The last transaction that each process committed, for one whose answer was lost."""
+
+bundles = sa.Table(
+    "bundles",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("parts", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+"""Bundles whose parts are all there, where several processes share the database."""
+
+bundle_parts = sa.Table(
+    "bundle_parts",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
 )
 
 

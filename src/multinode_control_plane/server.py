@@ -33,6 +33,7 @@ from multinode_control_plane.api.border import Border, KnownHosts
 from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.installation import collect
 from multinode_control_plane.api.routes import WORKER_ENDPOINTS, make_app
+from multinode_control_plane.databases import Database, open_database
 from multinode_control_plane.runners import Runner, whole_files
 from multinode_control_plane.runners.choice import choose
 from multinode_control_plane.runners.storage import size
@@ -187,13 +188,22 @@ async def serve(settings: Settings, ready: Ready, *, foreground: bool) -> None:
     """Comes up, serves until it is asked to stop, goes down."""
     # The writer, the readers and the loop take turns: none waits 5 ms, Python's default, for another to let go.
     sys.setswitchinterval(SWITCH_S)
-    store = Store(settings.database)
-    migrations.upgrade(store.engine)
+    store = Store(_ready_database(settings.database))
     store.open(asyncio.get_running_loop())
     try:
         await _serve_store(store, settings, ready, foreground=foreground)
     finally:
         store.close()
+
+
+def _ready_database(url: str) -> Database:
+    """The database with this release's schema. Raises StoreUnreachable where it does not answer."""
+    database = open_database(url)
+    try:
+        migrations.prepare(database)
+    except sa.exc.DBAPIError as error:
+        raise database.translated(error) from error
+    return database
 
 
 async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foreground: bool) -> None:
@@ -217,7 +227,7 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
         runner.bundles,
         context,
         stop.ask,
-        sa.make_url(settings.database).drivername,
+        store.database.name,
     )
     await plane.read_keys()
     await scheduler.open(settings.worker_url or (door.url if door else url))

@@ -36,7 +36,8 @@ class Settings:
     home: Path
     data_dir: Path
     runner: str
-    database: str
+    database: str = field(repr=False)
+    """URL of the store. May hold a password: never shown."""
     host: str
     port: int | None
     """None: the usual one, or a free one where that is taken."""
@@ -66,11 +67,12 @@ class Settings:
 
     def options(self) -> dict[str, object]:
         """What `server restart` needs to start the same again, without secrets: those come from the environment anew."""
-        return {
+        given = {
             _OPTIONS.get(name, name): str(value) if isinstance(value, Path) else value
             for name, value in asdict(self).items()
             if name not in ("asked_capacity", "registry_key")
         }
+        return {**given, "database": without_password(self.database)}
 
     def with_room_of(self, runner: str, whole: Capacity) -> Settings:
         """These settings for the runner that was chosen, on a machine (or engine) of this room."""
@@ -159,17 +161,13 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
     if runner not in RUNNERS:
         message = f"The runner {runner!r} is not part of this release."
         raise InputError(message, f"Use one of: {', '.join(RUNNERS)}.")
-    database = given("database") or f"sqlite:///{data_dir / 'multinode.sqlite'}"
-    if not database.startswith("sqlite:///"):
-        message = "Only SQLite databases are part of this release."
-        raise InputError(message, "Leave out --database, or give sqlite:////path/to/file.")
     spans = {f"{name}_s": _number(name, given(name)) for name in _SPANS if given(name)}
     sizes = {name: int(_number(name, given(name))) for name in _SIZES if given(name)}
     settings = Settings(
         home=home,
         data_dir=data_dir,
         runner=runner,
-        database=database,
+        database=_database(given("database"), environ, data_dir),
         host=given("host") or "127.0.0.1",
         port=_port(given("port")),
         worker_url=_url(given("worker_url")),
@@ -195,6 +193,35 @@ def _log_format(text: str | None) -> str:
         message = f"--log-format {text!r} is no format of log lines."
         raise InputError(message, f"Use one of: {', '.join(LOG_FORMATS)}.")
     return text or LOG_FORMATS[0]
+
+
+def _database(text: str | None, environ: Mapping[str, str], data_dir: Path) -> str:
+    """The URL, with the password of ``MULTINODE_DATABASE`` where that is the same one but for it."""
+    if text is None:
+        return f"sqlite:///{data_dir / 'multinode.sqlite'}"
+    whole = environ.get("MULTINODE_DATABASE", "")
+    if text == without_password(whole):
+        text = whole
+    shown = without_password(text)
+    try:
+        parts = urlsplit(text)
+        is_right = parts.scheme in ("postgresql", "postgres") and len(parts.path) > 1
+        is_right = is_right and parts.port != 0
+    except ValueError:  # the port
+        is_right = False
+    if not is_right and not text.startswith("sqlite:///"):
+        message = f"--database {shown!r:.200} is not the URL of a database."
+        hint = "Write it like postgresql://user@host:5432/name or sqlite:////path/to/file."
+        raise InputError(message, hint)
+    return text
+
+
+def without_password(url: str) -> str:
+    """The URL of a database as it may be shown."""
+    head, at, rest = url.rpartition("@")
+    scheme, slashes, user = head.partition("://")
+    shown = f"{scheme}{slashes}{user.partition(':')[0]}{at}{rest}" if at else url
+    return re.sub(r"([?&])(password|sslpassword|passfile)=[^&]*", r"\1\2=…", shown)
 
 
 def check_isolation(settings: Settings) -> None:

@@ -4,14 +4,18 @@ Every change of state is a plain function ``job(tx)`` that runs in the writer's 
 that wait, runs each in a savepoint, lets the scheduler tick in the same transaction where one asked for it, commits
 once, and only then answers, fires events and hands out effects: an answer never precedes its fsync.
 
+Where the connection is lost (`databases` says when), the batch is tried again on a new one; one whose commit may or may not have
+come about is looked for first, by a note that it left in its transaction, so that nothing is done twice.
+
 Nothing outside of this module opens the database, so nothing ever sees "database is locked".
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
-import sqlite3
+import secrets
 import threading
 import time
 from collections import deque
@@ -19,19 +23,24 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 
-from multinode.errors import InternalError, ServerStopping, StorageFull
+from multinode.errors import ServerStopping
+from multinode_control_plane.databases import Database, open_database, unreachable
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 MAX_BATCH = 256
 READERS = 4
-FULL, NORMAL = "FULL", "NORMAL"
 PATIENCE_S = 0.05
 """How long what is not urgent waits for another's commit."""
+AWAY_PATIENCE_S = 20.0
+"""How long reads and writes wait for a database that is away, before they are answered that it is."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+"""Between two attempts to connect to it."""
 
 
 @dataclass
@@ -66,8 +75,11 @@ class _Write(Generic[T]):
     job: Callable[[Transaction], T]
     future: Future[T] | asyncio.Future[T]
     durable: bool
+    put_at: float = field(default_factory=time.monotonic)
     result: T | None = None
     error: BaseException | None = None
+    given_up: bool = False
+    """Whether it was answered that the database is away."""
 
     @property
     def is_for_loop(self) -> bool:
@@ -128,23 +140,31 @@ class Changes:
 
 
 class Store:
-    """SQLite behind one writer thread and a few readers.
+    """A database behind one writer thread and a few readers.
 
     ``tick(tx)`` is the scheduler's, called inside the transaction; ``perform(effects)`` is called on the loop
     after each commit. ``on_commit(jobs, lasted_s)`` and ``on_failure(error)`` are called by the writer's thread, for whoever
     counts.
     """
 
-    def __init__(self, url: str) -> None:
-        self.engine = _engine(url)
+    def __init__(self, database: Database | str) -> None:
+        self.database = open_database(database) if isinstance(database, str) else database
+        self.engine = self.database.engine
+        self.id = secrets.token_hex(8)
+        """Of this process, among those that use the database."""
         self._jobs: queue.SimpleQueue[_Write[Any] | None] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
         self._local = threading.local()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._later: deque[_Write[Any]] = deque()
+        self._held: deque[_Write[Any]] = deque()
+        """Taken from the queue while the database was away, for those who waited too long to be told."""
         self._closed = False
-        self._synchronous = FULL
+        self._writing: sa.Connection | None = None
+        self._number = 0
+        self._in_doubt: list[Transaction] | None = None
+        """What the batch did, from when its commit is asked for until the answer is there."""
         self.changes = Changes()
         self.tick: Callable[[Transaction], None] = lambda tx: None
         self.perform: Callable[[list[object]], None] = lambda effects: None
@@ -152,7 +172,7 @@ class Store:
         self.on_failure: Callable[[Exception], None] = lambda error: None
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Starts the writer. Raises InternalError where the schema is not this release's."""
+        """Starts the writer."""
         self._loop = loop
         self._thread = threading.Thread(target=self._write_forever, name="writer")
         self._thread.start()
@@ -166,7 +186,7 @@ class Store:
         if self._thread:
             self._thread.join()
         self._readers.shutdown()
-        self.engine.dispose()
+        self.database.engine.dispose()
 
     async def write(
         self, job: Callable[[Transaction], T], *, durable: bool = True, urgent: bool = True
@@ -205,29 +225,47 @@ class Store:
         self._jobs.put(write)
 
     async def read(self, job: Callable[[sa.Connection], T]) -> T:
-        """``job``'s result from a snapshot that holds everything that was answered before."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, job)
+        """``job``'s result from a snapshot that holds everything that was answered before. Raises StoreUnreachable."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, self._read, job, time.monotonic())
 
-    def _read(self, job: Callable[[sa.Connection], T]) -> T:
+    def _read(self, job: Callable[[sa.Connection], T], asked_at: float | None = None) -> T:
+        until = (time.monotonic() if asked_at is None else asked_at) + AWAY_PATIENCE_S
+        pauses = _pauses()
+        while True:
+            try:
+                return self._read_once(job)
+            except (sa.exc.DBAPIError, OverflowError) as error:
+                is_away = self.database.is_away(error)
+                if not is_away or self._closed or time.monotonic() > until:
+                    raise self.database.translated(error) from error
+                time.sleep(next(pauses))
+
+    def _read_once(self, job: Callable[[sa.Connection], T]) -> T:
         connection = getattr(self._local, "connection", None)
         if connection is None:
-            connection = self._local.connection = self.engine.connect()
+            connection = self._local.connection = self.database.engine.connect()
         try:
-            connection.exec_driver_sql("BEGIN")
+            self.database.begin_reading(connection)
             return job(connection)
-        except sa.exc.OperationalError as error:
-            raise _storage_error(error) from error
+        except Exception as error:
+            if self.database.is_away(error):
+                self._local.connection = None
+                connection.invalidate()
+                connection.close()
+            raise
         finally:
-            connection.rollback()
+            if not connection.closed:
+                connection.rollback()
 
     def _write_forever(self) -> None:
-        with self.engine.connect() as connection:
-            while (batch := self._next_batch()) is not None:
-                if batch:
-                    self._run(connection, batch)
+        while (batch := self._next_batch()) is not None:
+            if batch:
+                self._run(batch)
+        self._let_go()
 
     def _next_batch(self) -> list[_Write[Any]] | None:
-        first = self._jobs.get()
+        first = self._held.popleft() if self._held else self._jobs.get()
         if first is None:
             return None
         batch = [first]
@@ -235,6 +273,9 @@ class Store:
             while True:
                 batch.insert(0, self._later.pop())  # before it: it happened before
         while len(batch) < MAX_BATCH:
+            if self._held:
+                batch.append(self._held.popleft())
+                continue
             try:
                 following = self._jobs.get_nowait()
             except queue.Empty:
@@ -243,40 +284,106 @@ class Store:
                 self._jobs.put(None)
                 break
             batch.append(following)
-        return batch
+        return [write for write in batch if not write.given_up]
 
-    def _run(self, connection: sa.Connection, batch: list[_Write[Any]]) -> None:
-        transactions: list[Transaction] = []
+    def _run(self, batch: list[_Write[Any]]) -> None:
+        """Runs the batch to its commit, on another connection where one is lost; then answers."""
+        self._number += 1
+        pauses = _pauses()
         began_at = time.perf_counter()
-        try:
-            self._synchronize(connection, FULL if any(w.durable for w in batch) else NORMAL)
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            if len(batch) == 1:  # nothing else that a savepoint would have to save
-                transactions.append(self._run_alone(connection, batch[0]))
-            else:
-                for write in batch:
-                    self._run_job(connection, write, transactions)
-            if any(tx.woken for tx in transactions):
-                transactions.append(self._run_tick(connection))
-            connection.commit()
-        except Exception as error:  # noqa: BLE001, RUF100 - the writer's outermost edge: each waiter gets it
-            connection.rollback()
-            failure = _storage_error(error)
-            self.on_failure(failure)
-            self._fail(batch, failure)
-            return
+        while True:
+            try:
+                transactions = self._try(batch)
+                break
+            except Exception as error:  # noqa: BLE001, RUF100 - the writer's outermost edge: each waiter gets it
+                failure = self.database.translated(error)
+                self.on_failure(failure)
+                if not self.database.is_away(error):
+                    self._roll_back()
+                    self._fail(batch, failure)
+                    return
+                self._let_go()
+                log.warning("the database is away: %s", error)
+                if not self._wait_for_database(batch, error, next(pauses)):
+                    return
         self.on_commit(len(batch), time.perf_counter() - began_at)
         self._answer(batch, transactions)
 
-    def _synchronize(self, connection: sa.Connection, level: str) -> None:
-        """Whether the next commit waits for the disk; in WAL mode it makes those before it durable too."""
-        if level != self._synchronous:
-            connection.exec_driver_sql(f"PRAGMA synchronous={level}")
-            self._synchronous = level
+    def _try(self, batch: list[_Write[Any]]) -> list[Transaction]:
+        """What the batch did, once it is committed; or what it had done, where its commit turns out to have come about."""
+        connection = self._connected()
+        self.database.begin(connection, durable=any(write.durable for write in batch))
+        done, self._in_doubt = self._in_doubt, None
+        if done is not None:
+            if self.database.was_committed(connection, self.id, self._number):
+                connection.rollback()
+                return done
+            batch[:] = [write for write in batch if not write.given_up]
+        transactions: list[Transaction] = []
+        if len(batch) == 1:  # nothing else that a savepoint would have to save
+            transactions.append(self._run_alone(connection, batch[0]))
+        else:
+            for write in batch:
+                self._run_job(connection, write, transactions)
+        if any(tx.woken for tx in transactions):
+            transactions.append(self._run_tick(connection))
+        self.database.note_commit(connection, self.id, self._number)
+        self._in_doubt = transactions
+        connection.commit()
+        self._in_doubt = None
+        return transactions
+
+    def _connected(self) -> sa.Connection:
+        if self._writing is None:
+            self._writing = self.database.engine.connect()
+        return self._writing
+
+    def _roll_back(self) -> None:
+        self._in_doubt = None
+        try:
+            if self._writing is not None:
+                self._writing.rollback()
+        except sa.exc.DBAPIError:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Closes the connection; what it had begun is no more."""
+        connection, self._writing = self._writing, None
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
+
+    def _wait_for_database(
+        self, batch: list[_Write[Any]], error: Exception, pause_s: float
+    ) -> bool:
+        """A pause, after those who have waited too long were answered; False where the store is closing."""
+        while True:
+            try:
+                following = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if following is None:
+                self._jobs.put(None)
+                break
+            self._held.append(following)
+        patience_s = 0.0 if self._closed else AWAY_PATIENCE_S
+        since = time.monotonic() - patience_s
+        late = [w for w in (*batch, *self._held) if w.put_at <= since and not w.given_up]
+        for write in late:
+            write.given_up = True
+            write.error = unreachable(str(getattr(error, "orig", error)))
+        self._deliver(late, set(), [])
+        if self._closed:
+            return False
+        if self._in_doubt is None:
+            batch[:] = [write for write in batch if not write.given_up]
+        time.sleep(pause_s)
+        return True
 
     @staticmethod
     def _run_alone(connection: sa.Connection, write: _Write[Any]) -> Transaction:
         tx = Transaction(connection, time.time())
+        write.error = None  # of an attempt before
         write.result = write.job(tx)
         return tx
 
@@ -285,13 +392,16 @@ class Store:
     ) -> None:
         tx = Transaction(connection, time.time())
         connection.exec_driver_sql("SAVEPOINT job")
+        write.error = None  # of an attempt before
         try:
             write.result = write.job(tx)
         except sa.exc.OperationalError:
             raise
         except Exception as error:  # noqa: BLE001, RUF100 - belongs to the caller of this job alone
+            if self.database.is_away(error):
+                raise
             connection.exec_driver_sql("ROLLBACK TO job")
-            write.error = error
+            write.error = self.database.translated(error)
         else:
             transactions.append(tx)
         connection.exec_driver_sql("RELEASE job")
@@ -329,28 +439,9 @@ class Store:
             write.answer()
 
 
-def _engine(url: str) -> sa.Engine:
-    Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(
-        url, hide_parameters=True, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool
-    )
-    sa.event.listen(engine, "connect", _prepare)
-    return engine
-
-
-def _prepare(connection: sqlite3.Connection, _record: object) -> None:
-    # BEGIN is ours: the driver would begin a deferred transaction, at the first write only.
-    connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _storage_error(error: Exception) -> Exception:
-    text = str(getattr(error, "orig", error))
-    if isinstance(error, sa.exc.OperationalError) and ("full" in text or "disk I/O" in text):
-        message = "The control plane's disk is full; nothing was changed."
-        return StorageFull(message, "Free some space where its data folder lies, then try again.")
-    if isinstance(error, sa.exc.OperationalError):
-        message = f"The control plane's database does not answer: {text}"
-        return InternalError(message, "Look into its log (server.log in its data folder).")
-    return error
+def _pauses() -> Iterator[float]:
+    """Between attempts: doubling up to the longest."""
+    pause_s = FIRST_PAUSE_S
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

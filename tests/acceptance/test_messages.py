@@ -255,7 +255,7 @@ SERVER = {
     "server: a port beyond the last": ("--port", "65536"),
     "server: a runner that there is not": ("--runner", "podman"),
     "server: a capacity that cannot be read": ("--capacity", "4 cores"),
-    "server: a database that is none of this release": ("--database", "postgresql://db/multinode"),
+    "server: a database that cannot be": ("--database", "mysql://me:secret@db/multinode"),
     "server: functions as this user, for others": ("--host", "0.0.0.0"),
 }
 

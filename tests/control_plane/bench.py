@@ -21,12 +21,17 @@ from multinode_control_plane.settings import Capacity, Settings
 from multinode_control_plane.store import Store, Transaction
 
 
+def database_for(home: Path) -> str:
+    """The URL of the store of ``home``; tests on another database have another function here."""
+    return f"sqlite:///{home}/test.sqlite"
+
+
 def make_settings(home: Path, **changes: Any) -> Settings:
     made = Settings(
         home=home,
         data_dir=home / "server",
         runner="process",
-        database=f"sqlite:///{home}/test.sqlite",
+        database=database_for(home),
         host="127.0.0.1",
         port=0,
         worker_url=None,
@@ -49,7 +54,7 @@ class Bench:
     _thread: Any = None
 
     def open(self) -> None:
-        migrations.upgrade(self.store.engine)
+        migrations.prepare(self.store.database)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()

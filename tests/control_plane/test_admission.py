@@ -13,6 +13,8 @@ from multinode.errors import InvalidRequest
 from multinode_control_plane.service import deployments, rows
 from multinode_control_plane.settings import Capacity
 
+pytestmark = pytest.mark.usefixtures("database")
+
 A, B = "a" * 64, "b" * 64
 
 

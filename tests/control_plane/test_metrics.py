@@ -177,11 +177,11 @@ def test_errors_of_the_store_are_counted_by_code(served):
     assert Scraped(served)("store_errors_total", error="storage_full") == 1
 
 
-def test_a_scrape_reads_by_indexes(bench):
+def test_a_scrape_reads_by_indexes(sqlite_bench):
     """Whatever has ended, however much: neither query goes over a table of its own."""
     for query in (scrape._QUEUES, scrape._WORKERS):
-        sql = query.compile(bench.store.engine, compile_kwargs={"literal_binds": True})
-        plan = bench.look(
+        sql = query.compile(sqlite_bench.store.engine, compile_kwargs={"literal_binds": True})
+        plan = sqlite_bench.look(
             lambda connection, sql=sql: [
                 row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}")
             ]

@@ -14,6 +14,8 @@ from multinode.errors import StorageFull
 from multinode_control_plane.runners import WorkerEnd
 from multinode_control_plane.service import invocations
 
+pytestmark = pytest.mark.usefixtures("database")
+
 
 def test_a_timer_that_is_hours_away_is_set_again_each_hour(tmp_path: Path) -> None:
     async def test(plane: Plane) -> None:

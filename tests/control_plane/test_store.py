@@ -27,7 +27,8 @@ def test_a_job_that_raises_changes_nothing(bench: Bench) -> None:
     assert bench.status(bench.start()) == "PENDING"
 
 
-def test_a_full_disk_is_an_error_and_loses_nothing(bench: Bench) -> None:
+def test_a_full_disk_is_an_error_and_loses_nothing(sqlite_bench: Bench) -> None:
+    bench = sqlite_bench
     bench.deploy()
     first = bench.start()
 
@@ -44,14 +45,17 @@ def test_a_full_disk_is_an_error_and_loses_nothing(bench: Bench) -> None:
 
 @pytest.mark.parametrize(("durable", "level"), [((True,), 2), ((False,), 1), ((False, True), 2)])
 def test_a_commit_waits_for_the_disk_unless_nothing_in_it_has_to(
-    bench: Bench, durable: tuple[bool, ...], level: int
+    bench: Bench, database: str, durable: tuple[bool, ...], level: int
 ) -> None:
     begun, going = threading.Event(), threading.Event()
     bench.store.submit(lambda tx: (begun.set(), going.wait(10)))
     assert begun.wait(10)  # so the others are a batch of their own
 
     def look(tx) -> int:
-        return tx.connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
+        if database == "sqlite":
+            return tx.connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
+        waits = tx.connection.exec_driver_sql("SHOW synchronous_commit").scalar_one()
+        return {"on": 2, "off": 1}[waits]
 
     waiting = [bench.store.submit(look, durable=each) for each in durable]
     going.set()

@@ -131,7 +131,7 @@ class Plane:
         self.scheduler = Scheduler(self.store, self.runner, self.context)
 
     async def open(self) -> None:
-        migrations.upgrade(self.store.engine)
+        migrations.prepare(self.store.database)
         self.store.open(asyncio.get_running_loop())
         await self.scheduler.open("http://127.0.0.1:1")
 

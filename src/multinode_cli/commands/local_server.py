@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from multinode.distribution import install_command
 from multinode.errors import MissingExtra, MultinodeError, ServerStartFailed, by_code
 from multinode_cli.console import Console
 from multinode_cli.settings import Settings
@@ -115,7 +116,7 @@ def check_installed() -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         message = f"The control plane is not installed here ({', '.join(missing)} missing)."
-        raise MissingExtra(message, f"Install it with: {_install_command('server')}")
+        raise MissingExtra(message, f"Install it with: {install_command('server')}")
 
 
 def wait_until_gone(server: RunningServer) -> None:
@@ -211,20 +212,3 @@ def _log(home: Path) -> Path:
 def _tail(path: Path) -> str:
     text = path.read_text(encoding="utf-8", errors="replace")
     return "\n".join(f"  {line}" for line in text.splitlines()[-_LOG_TAIL_LINES:])
-
-
-def _install_command(extra: str) -> str:
-    """How to add an extra to this installation: from where it came, since PyPI's multinode is another program."""
-    from importlib.metadata import distribution  # lazy: only for an error
-
-    try:
-        origin = json.loads(distribution("multinode").read_text("direct_url.json") or "{}")
-    except (ImportError, OSError, ValueError):  # an odd installation must not hide what is missing
-        origin = {}
-    url = str(origin.get("url", ""))
-    if not url:
-        return f"pip install 'PATH-OF-THE-WHEEL-OR-REPOSITORY[{extra}]'"
-    place = url.removeprefix("file://")
-    if origin.get("dir_info", {}).get("editable"):
-        return f"{sys.executable} -m pip install -e '{place}[{extra}]'"
-    return f"{sys.executable} -m pip install 'multinode[{extra}] @ {url}'"

@@ -7,36 +7,60 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from multinode.errors import IncompatibleVersion
+from multinode_control_plane.databases import Database
 
-HEAD = "0002"
+HEAD = "0003"
 """The schema that this release reads and writes: the newest file in ``versions/``."""
 
 
-def current(engine: sa.Engine) -> str | None:
+def current(connection: sa.Connection) -> str | None:
     """The schema that the database has; None where it is empty."""
-    with engine.connect() as connection:
-        if not sa.inspect(connection).has_table("alembic_version"):
-            return None
-        found: str | None = connection.exec_driver_sql(
-            "SELECT version_num FROM alembic_version"
-        ).scalar()
-        return found
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.exec_driver_sql(
+        "SELECT version_num FROM alembic_version"
+    ).scalar()
+    return found
 
 
-def upgrade(engine: sa.Engine) -> None:
-    """Brings the database to `HEAD`. Raises IncompatibleVersion for one that a later release has made."""
-    found = current(engine)
-    if found == HEAD:
-        return
-    if found is not None and found > HEAD:
-        message = f"The database is of a later release (schema {found}; this one knows {HEAD})."
-        raise IncompatibleVersion(message, "Install that release, or another data folder.")
+def prepare(database: Database) -> None:
+    """Sees to it that the schema is `HEAD` before it is used; it makes that of an empty database.
+
+    One that other processes may use is never changed on the way: raises IncompatibleVersion where it is older, and on
+    any database where it is newer.
+    """
+    with database.engine.connect() as connection:
+        found = current(connection)
+    if found is not None and found < HEAD and database.is_shared:
+        message = f"The database has the schema {found}; this release needs {HEAD}."
+        raise IncompatibleVersion(message, "Run `multinode server migrate` once, then start again.")
+    if found != HEAD:
+        upgrade(database)
+
+
+def upgrade(database: Database) -> tuple[str | None, str]:
+    """Brings the database to `HEAD`, in one transaction: what it was, and what it is. Others may use it meanwhile.
+
+    Raises IncompatibleVersion for one that a later release has made.
+    """
+    with database.engine.connect() as connection:
+        database.begin_schema_change(connection)
+        found = current(connection)
+        if found is not None and found > HEAD:
+            message = f"The database is of a later release (schema {found}; this one knows {HEAD})."
+            raise IncompatibleVersion(message, "Install that release, or use another database.")
+        if found != HEAD:
+            _run(connection)
+        connection.commit()
+    return found, HEAD
+
+
+def _run(connection: sa.Connection) -> None:
     # Alembic costs 100 ms and 10 MiB: paid only by the first start and by upgrades.
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

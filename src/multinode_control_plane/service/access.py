@@ -86,7 +86,7 @@ def list_keys(connection: sa.Connection) -> list[wire.KeyInfo]:
             model.to_time(row.created_at),
             model.to_time_or_none(row.revoked_at),
         )
-        for row in connection.execute(sa.select(keys).order_by(keys.c.name))
+        for row in sorted(connection.execute(sa.select(keys)), key=lambda row: str(row.name))
     ]
 
 

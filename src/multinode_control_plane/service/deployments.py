@@ -318,8 +318,9 @@ def _version_item(connection: sa.Connection, row: Row, latest_version_id: str) -
 
 def list_projects(connection: sa.Connection) -> list[wire.ProjectInfo]:
     """All projects by name."""
-    found = connection.execute(sa.select(projects).order_by(projects.c.name)).all()
-    return [_project_info(connection, row) for row in found]
+    found = connection.execute(sa.select(projects)).all()
+    # Sorted here: each database has its own order of letters.
+    return [_project_info(connection, row) for row in sorted(found, key=lambda row: str(row.name))]
 
 
 def _project_info(connection: sa.Connection, row: Row) -> wire.ProjectInfo:

@@ -605,7 +605,7 @@ def _try_again(tx: Transaction, row: Row, execution: Row, why: str) -> None:
         wire.PENDING,
         waiting=model.DELAYED,
         due_at=due_at,
-        pending_note=error.message,
+        pending_note=error.message.replace("\0", " "),  # a runner's words; PostgreSQL stores none
         not_made=row.not_made + 1,
     )
     tx.after_commit(SetTimer(due_at))

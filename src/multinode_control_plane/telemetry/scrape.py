@@ -92,7 +92,7 @@ def look(connection: sa.Connection, now: float, names: Names) -> Snapshot:
         unreachable=sum(row.unreachable for row in living),
         reserved=Capacity(
             cpu=float(sum(row.cpu for row in living)),
-            memory_mib=sum(row.memory_mib for row in living),
+            memory_mib=int(sum(row.memory_mib for row in living)),
         ),
         size_bytes=connection.exec_driver_sql(_SIZES[connection.dialect.name]).scalar_one(),
     )
