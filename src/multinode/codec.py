@@ -51,6 +51,23 @@ def encode_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     return text
 
 
+def encode_plain_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """As `encode_input`, for arguments that came as JSON: plain data alone, without jsonpickle.
+
+    Raises EncodingError also for keys that mean something in jsonpickle's text.
+    """
+    try:
+        text = _dump(_flatten_plain([tuple(args), dict(kwargs)], set()))
+    except (_NotPlain, RecursionError):
+        message = f"The arguments are no plain JSON: a key begins with 'py/' or '{KEY}', an integer has over 4,214 digits, or they are nested too deeply."
+        hint = "Send them as `inputs`, jsonpickle's text, as the SDK does."
+        raise errors.EncodingError(message, hint) from None
+    if len(text) > limits.MAX_CHARACTERS:
+        message = _too_long("The encoded arguments are", text)
+        raise errors.FunctionInputSizeLimitExceeded(message, STORAGE_HINT)
+    return text
+
+
 def encode_output(value: Any) -> str:
     """A result or yielded value as text in ASCII. Raises EncodingError and FunctionOutputSizeLimitExceeded."""
     text = _encode(value, {"the value": value})

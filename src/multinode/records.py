@@ -135,6 +135,8 @@ def _decoder(hint: str, module: str) -> Callable[[Any], Any]:
     if outer == "Dict":
         decode = _decoder(inner[:-1].partition(", ")[2], module)
         return lambda data: {key: decode(item) for key, item in _expect(data, dict).items()}
+    if hint == "Any":
+        return lambda data: data
     if hint in _NUMBERS:
         return _NUMBERS[hint]
     scalar = _SCALARS.get(hint)

@@ -18,7 +18,7 @@ from .records import to_plain as to_plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, List, Optional
+    from typing import Any, Dict, List, Optional
 
 MAJOR_VERSION = 2
 
@@ -288,11 +288,16 @@ class DeletedProject(Record):
 class StartRequest(Record):
     """Body of ``POST /v1/projects/{project}/functions/{function}/invocations``.
 
-    One request starts ``len(inputs)`` invocations, all or none, in that order. ``request_key`` makes it safe to
-    send again; ``idempotency_key`` is the user's (only with one input).
+    One request starts ``len(inputs)`` invocations, all or none, in that order; or one, with plain JSON as ``args`` and ``kwargs``.
+    ``request_key`` makes it safe to send again; ``idempotency_key`` is the user's (only with one input).
     """
 
-    inputs: List[str]
+    inputs: List[str] = []  # noqa: RUF012 - a Record is never changed
+    """Each is jsonpickle text of ``[arguments as a tuple, keyword arguments as a dict]``."""
+    args: Optional[List[Any]] = None
+    """Arguments as plain JSON, instead of ``inputs``."""
+    kwargs: Optional[Dict[str, Any]] = None
+    """Keyword arguments as plain JSON, instead of ``inputs``."""
     request_key: str = ""
     version_id: Optional[str] = None
     idempotency_key: Optional[str] = None
@@ -335,6 +340,8 @@ class InvocationInfo(Record):
     cancel_requested_at: Optional[str] = None
     unreachable: bool = False
     """Whether its worker has been silent for 30 s and the runner says that it lives."""
+    plain_result: Optional[Any] = None
+    """``result`` as plain JSON, where that was asked for with ``plain``."""
 
 
 class InvocationItem(Record):
@@ -391,6 +398,8 @@ class ValuesAnswer(Record):
     values: List[Value]
     ended: bool
     left_out: int = 0
+    plain_values: Optional[List[Any]] = None
+    """The same ``values`` as plain JSON, where that was asked for with ``plain``."""
 
 
 class CancelRequest(Record):
@@ -442,6 +451,8 @@ class InvocationDetail(Record):
     invocation: InvocationInfo
     input: str
     executions: List[ExecutionInfo]
+    plain_input: Optional[Any] = None
+    """``input`` as plain JSON, ``[arguments, keyword arguments]``, where that was asked for with ``plain``."""
 
 
 class LogRecord(Record):

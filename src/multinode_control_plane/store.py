@@ -109,12 +109,13 @@ class Changes:
         event = asyncio.Event()
         if self._all_woken:
             event.set()
-        for key in keys:
+        once = set(keys)
+        for key in once:
             self._waiters.setdefault(key, set()).add(event)
         try:
             yield event
         finally:
-            for key in keys:
+            for key in once:
                 waiters = self._waiters[key]
                 waiters.discard(event)
                 if not waiters:

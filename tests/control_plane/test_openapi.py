@@ -71,7 +71,7 @@ def test_a_schema_says_types_defaults_and_what_a_field_means() -> None:
     assert "exception classes" in settings["retry_on"]["description"]
     assert info["required"] == list(wire.InvocationInfo.fields)
     assert info["properties"]["created_at"] == {"type": "string", "format": "date-time"}
-    assert known["StartRequest"]["required"] == ["inputs"]
+    assert known["WaitRequest"]["required"] == ["invocation_ids"]
 
 
 QUERIES = (

@@ -103,7 +103,7 @@ def info(product, invocation_id):
 
 
 def start(product, function, *arguments):
-    request = StartRequest([encode_input(arguments, {})])
+    request = StartRequest(inputs=[encode_input(arguments, {})])
     path = f"/v1/projects/shop/functions/{function}/invocations"
     return product.client().call(StartAnswer, "POST", path, request).invocation_ids[0]
 

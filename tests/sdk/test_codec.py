@@ -491,3 +491,31 @@ def test_plain_decodes_no_class():
     assert found["py/object"].endswith("Point")
     assert (found["x"], found["y"]) == (1, [2])
     assert codec.plain('{"py/object": "no_such.Thing"}') == {"py/object": "no_such.Thing"}
+
+
+# --- plain JSON ---
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@hypothesis.given(st.lists(JSON), st.dictionaries(st.text(), JSON))
+def test_plain_arguments_are_encoded_as_any_or_refused(args, kwargs):
+    """Never differently: an idempotency key holds for both ways."""
+    try:
+        text = codec.encode_plain_input(args, kwargs)
+    except errors.EncodingError:
+        assert '"py/' in json.dumps([args, kwargs]) or '"json://' in json.dumps([args, kwargs])
+    else:
+        assert text == codec.encode_input(args, kwargs)
+        assert codec.decode(text) == [tuple(args), kwargs]
+
+
+@pytest.mark.parametrize("key", ["py/object", "py/tuple", "json://1", "py/"])
+def test_plain_arguments_with_keys_of_jsonpickle_are_refused(key):
+    with pytest.raises(errors.EncodingError, match="begins with 'py/'"):
+        codec.encode_plain_input([{"a": [{key: "os.system"}]}], {})

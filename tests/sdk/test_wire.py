@@ -21,7 +21,13 @@ def sample(hint):
         return [sample(inner[:-1]), sample(inner[:-1])]
     if outer == "Dict":
         return {"key": sample(inner[:-1].partition(", ")[2])}
-    scalars = {"str": "text \ud800 ü", "int": 3, "float": 1.5, "bool": True}
+    scalars = {
+        "str": "text \ud800 ü",
+        "int": 3,
+        "float": 1.5,
+        "bool": True,
+        "Any": {"a": [1, None]},
+    }
     if hint in scalars:
         return scalars[hint]
     cls = getattr(wire, hint)

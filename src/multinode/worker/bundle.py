@@ -32,6 +32,8 @@ def _extract_member(members: tarfile.TarFile, member: tarfile.TarInfo, root: Pat
     target = root / member.name
     if Path(member.name).is_absolute() or ".." in Path(member.name).parts:
         raise _refusal(member, "lies outside of the bundle")
+    if target == root and member.isdir():  # the `.` of `tar -C tasks .`
+        return
     if not _is_within(target.parent, root):
         raise _refusal(member, "is reached through a link that leaves the bundle")
     if member.isdir():

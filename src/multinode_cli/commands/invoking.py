@@ -104,7 +104,7 @@ def _start(session: Session, reference: names.FunctionReference, text: str) -> s
     from uuid import uuid4  # lazy: start-up time
 
     path = path_of("projects", reference.project, "functions", reference.function, "invocations")
-    request = StartRequest([text], request_key=uuid4().hex, version_id=reference.version_id)
+    request = StartRequest(inputs=[text], request_key=uuid4().hex, version_id=reference.version_id)
     return session.client.call(StartAnswer, "POST", path, request).invocation_ids[0]
 
 

@@ -9,6 +9,7 @@ from starlette.responses import StreamingResponse
 from multinode import wire
 from multinode.errors import ExecutionNotFound, InvalidRequest
 from multinode_control_plane import decide
+from multinode_control_plane.api import plain
 from multinode_control_plane.api.calls import MAX_WAIT_S, Call, until
 from multinode_control_plane.api.output import follow_logs, read_logs, with_heartbeats
 from multinode_control_plane.service import invocations as cases
@@ -18,7 +19,8 @@ MAX_WAITED_FOR = 10_000
 
 async def start(call: Call) -> wire.StartAnswer:
     """Starts invocations of a function: all of the inputs, in their order, or none."""
-    project, function, request = call.project(), call.path("function"), call.body
+    project, function = call.project(), call.path("function")
+    request = plain.with_inputs(call.body)
     catalog = call.plane.context.catalog
     return await call.plane.store.write(
         lambda tx: cases.start(tx, catalog, project, function, request)
@@ -42,7 +44,8 @@ async def get(call: Call) -> wire.InvocationInfo:
         over = decide.is_final(found.status) and found.terminated
         return found.revision != known or over, found
 
-    return await until(call.plane, [f"inv:{invocation_id}"], call.wait_s, look)
+    found = await until(call.plane, [f"inv:{invocation_id}"], call.wait_s, look)
+    return plain.with_result(found) if call.flag("plain") else found
 
 
 async def wait(call: Call) -> wire.WaitAnswer:
@@ -59,7 +62,10 @@ async def wait(call: Call) -> wire.WaitAnswer:
         return bool(found), wire.WaitAnswer(found)
 
     wait_s = min(call.body.wait_s, MAX_WAIT_S)
-    return await until(call.plane, [f"end:{item}" for item in ids], wait_s, look)
+    answer = await until(call.plane, [f"end:{item}" for item in ids], wait_s, look)
+    if call.flag("plain"):
+        return wire.WaitAnswer([plain.with_result(item) for item in answer.ended])
+    return answer
 
 
 async def values(call: Call) -> wire.ValuesAnswer:
@@ -74,7 +80,8 @@ async def values(call: Call) -> wire.ValuesAnswer:
         )
         return bool(found.values) or found.ended, found
 
-    return await until(call.plane, [f"inv:{invocation_id}"], call.wait_s, look)
+    found = await until(call.plane, [f"inv:{invocation_id}"], call.wait_s, look)
+    return plain.with_values(found) if call.flag("plain") else found
 
 
 async def page(call: Call) -> wire.InvocationList:
@@ -99,11 +106,12 @@ async def page(call: Call) -> wire.InvocationList:
 async def detail(call: Call) -> wire.InvocationDetail:
     """An invocation with its input, and each of its attempts with its timeline."""
     invocation_id = call.path("id")
-    return await call.plane.store.read(
+    found = await call.plane.store.read(
         lambda connection: cases.detail(
             connection, invocation_id, time.time(), draining=call.plane.scheduler.draining
         )
     )
+    return plain.with_input(found) if call.flag("plain") else found
 
 
 async def detail_of_execution(call: Call) -> wire.InvocationDetail:

@@ -16,6 +16,7 @@ from multinode.errors import (
     BundleTooLarge,
     ClaimRefused,
     Conflict,
+    EncodingError,
     EngineUnavailable,
     EnvironmentBuildFailed,
     EnvironmentNotFound,
@@ -58,6 +59,7 @@ WAIT = Query(
     "Seconds for which the request is held open until there is something to say; more than 60 are 60.",
     "number",
 )
+PLAIN = Query("plain", "Show results, values and inputs as plain JSON too.", "flag")
 STARTING = (
     ProjectNotFound, VersionNotFound, FunctionNotFound, InvocationNotFound, ProjectBeingDeleted,
     IdempotencyConflict, FunctionInputSizeLimitExceeded,
@@ -200,7 +202,7 @@ ENDPOINTS = (
         wire.StartRequest,
         role="invoke",
         worker=True,
-        errors=STARTING,
+        errors=(*STARTING, EncodingError),
     ),
     Endpoint(
         "GET",
@@ -225,6 +227,7 @@ ENDPOINTS = (
         wire.WaitRequest,
         role="read",
         worker=True,
+        query=(PLAIN,),
         errors=(InvocationNotFound,),
     ),
     Endpoint(
@@ -236,6 +239,7 @@ ENDPOINTS = (
         query=(
             WAIT,
             Query("revision", "The `revision` that is known: waits while it is this one.", "whole"),
+            PLAIN,
         ),
         errors=(InvocationNotFound,),
     ),
@@ -244,6 +248,7 @@ ENDPOINTS = (
         INVOCATION + "/detail",
         invocations.detail,
         role="read",
+        query=(PLAIN,),
         errors=(InvocationNotFound,),
     ),
     Endpoint(
@@ -252,7 +257,7 @@ ENDPOINTS = (
         invocations.values,
         role="read",
         worker=True,
-        query=(WAIT, Query("after", "Number of the last value that is known.", "whole")),
+        query=(WAIT, Query("after", "Number of the last value that is known.", "whole"), PLAIN),
         errors=(InvocationNotFound,),
     ),
     Endpoint(

@@ -29,7 +29,7 @@ NARROWED: dict[tuple[str, str], Schema] = {
     **{(cls, "role"): {"enum": list(wire.ROLES)} for cls in ("KeyRequest", "KeyInfo")},
     ("KeyRequest", "name"): {"pattern": "^[A-Za-z0-9_.-]{1,63}$"},
     ("StopRequest", "mode"): {"enum": ["drain", "now", "restart"]},
-    ("StartRequest", "inputs"): {"minItems": 1, "maxItems": MAX_START_BATCH},
+    ("StartRequest", "inputs"): {"maxItems": MAX_START_BATCH},
     ("StartRequest", "delay_s"): {"minimum": 0, "maximum": MAX_DELAY_S},
     ("WaitRequest", "invocation_ids"): {"minItems": 1, "maxItems": 10_000},
     ("WaitRequest", "wait_s"): {"minimum": 0},

@@ -26,7 +26,8 @@ def archive_of(tmp_path, *members):
 def test_files_folders_and_links_within(tmp_path):
     path = archive_of(
         tmp_path,
-        ("main.py", tarfile.REGTYPE, "x = 1"),
+        ("./", tarfile.DIRTYPE, ""),
+        ("./main.py", tarfile.REGTYPE, "x = 1"),
         ("sub", tarfile.DIRTYPE, ""),
         ("sub/a.py", tarfile.REGTYPE, "y = 2"),
         ("link.py", tarfile.SYMTYPE, "sub/a.py"),
