@@ -490,6 +490,8 @@ class ServerInfo(Record):
     """The control plane's time."""
     unenforced_reason: str = ""
     """Why ``enforces`` is not all."""
+    project: Optional[str] = None
+    """The only project that the caller's key is for; ``workers`` and ``in_flight`` are those of it."""
 
 
 class Finding(Record):
@@ -526,6 +528,8 @@ class KeyRequest(Record):
 
     name: str
     role: str
+    project: Optional[str] = None
+    """The only project that the key is for; None is all of them."""
 
 
 class KeyInfo(Record):
@@ -536,6 +540,8 @@ class KeyInfo(Record):
     created_at: str
     revoked_at: Optional[str] = None
     key: Optional[str] = None
+    project: Optional[str] = None
+    """The only project that the key is for; None is all of them."""
 
 
 # --- workers --------------------------------------------------------------------------------------------

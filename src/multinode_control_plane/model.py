@@ -49,7 +49,16 @@ keys = sa.Table(
     sa.Column("hash", sa.Text, nullable=False, unique=True),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("revoked_at", sa.Float),
+    sa.Column("project", sa.Text),  # the only one that the key is for; NULL is all of them
 )
+
+bundle_projects = sa.Table(
+    "bundle_projects",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("project", sa.Text, primary_key=True),
+)
+"""Which bundles were sent with a key of one project: that project may use them before a version does."""
 
 projects = sa.Table(
     "projects",

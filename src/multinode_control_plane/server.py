@@ -41,7 +41,7 @@ from multinode_control_plane.scheduler import Scheduler
 from multinode_control_plane.server_log import ServerLog
 from multinode_control_plane.service import access, invocations
 from multinode_control_plane.service.dotenv import load_sealer
-from multinode_control_plane.service.executions import Context, hash_secret
+from multinode_control_plane.service.executions import Context
 from multinode_control_plane.settings import DEFAULT_PORT, LOOPBACK, Settings, parser, resolve
 from multinode_control_plane.store import Store
 from multinode_control_plane.telemetry import log_lines
@@ -370,8 +370,8 @@ class Local:
 
 
 async def _ensure_local_key(store: Store, local: Local) -> None:
-    known = await store.read(access.callers)
-    if local.key is not None and hash_secret(local.key) in known:
+    known = await store.read(access.key_ring)
+    if local.key is not None and known.find(local.key) is not None:
         return
 
     def renew(tx: Any) -> wire.KeyInfo:

@@ -515,6 +515,19 @@ def test_login_with_a_wrong_key_stores_nothing(cli, plane, monkeypatch):
 def test_a_key_is_shown_once_alone_on_stdout(cli, plane):
     plane.on("POST", "/v1/keys", wire.KeyInfo("ci", "deploy", NOW, None, "mnk-1"))
     assert cli("key", "create", "ci", "--role", "deploy").out == "mnk-1\n"
+
+
+def test_a_key_for_one_project_is_told_as_such(cli, plane):
+    made = wire.KeyInfo("ci", "deploy", NOW, None, "mnk-1", "shop")
+    plane.on("POST", "/v1/keys", made)
+    outcome = cli("key", "create", "ci", "--role", "deploy", "--project", "shop")
+    assert [body["project"] for body in plane.bodies("POST", "/v1/keys")] == ["shop"]
+    assert "Key 'ci' (deploy, for the project 'shop' alone)" in outcome.err
+    plane.on("GET", "/v1/keys", [made.replace(key=None), wire.KeyInfo("ada", "read", NOW)])
+    assert [line.split()[:3] for line in cli("key", "list").out.splitlines()[-2:]] == [
+        ["ci", "deploy", "shop"],
+        ["ada", "read", "all"],
+    ]
     assert cli("key", "create", "ci", "--role", "deploy", "--json").json["data"]["key"] == "mnk-1"
     plane.on("GET", "/v1/keys", [wire.KeyInfo("ci", "deploy", NOW, NOW)])
     assert "revoked" in cli("key", "list").out

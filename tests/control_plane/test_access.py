@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import http.client
 import json
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ ROLES = ("read", "invoke", "deploy", "admin")
 WORKERS = ("own", "sibling", "ended", "describing", "foreign")
 """Tokens: of the execution in question; of another one of its project; of one that has ended and whose worker is still
 there; of a worker that describes its project; of a worker of another project."""
+KEYS = ("own project's key", "another project's key")
+"""Keys for one project each, with the highest role that such keys have."""
 VOID = ("nothing", "another scheme", "wrong key", "revoked key", "wrong token", "gone worker")
 
 
@@ -56,6 +59,8 @@ class Rule:
     allowed: Answer = DONE
     body: Any = None
     workers: dict[str, Answer] = field(default_factory=dict)
+    keys: tuple[Answer, Answer] | None = None
+    """What the `KEYS` get where that is not what `expected` finds."""
 
 
 def each(answer: Answer, **others: Answer) -> dict[str, Answer]:
@@ -70,15 +75,15 @@ REGISTER = {"environment_digest": "e", "bundle_digest": "b" * 64, "dotenv": {}, 
 IN_PROJECT = each(DONE, foreign=NOT_SEEN)
 
 RULES: dict[tuple[str, str], Rule] = {
-    ("GET", "/metrics"): Rule("/metrics", "read"),
-    ("GET", "/v1/server"): Rule("/v1/server", "read"),
+    ("GET", "/metrics"): Rule("/metrics", "read", keys=(DENIED, DENIED)),
+    ("GET", "/v1/server"): Rule("/v1/server", "read", keys=(DONE, DONE)),
     ("POST", "/v1/server/stop"): Rule("/v1/server/stop", "admin", INVALID, {"mode": "nonsense"}),
-    ("GET", "/v1/server/checks"): Rule("/v1/server/checks", "deploy"),
+    ("GET", "/v1/server/checks"): Rule("/v1/server/checks", "deploy", keys=(DONE, DONE)),
     ("POST", "/v1/server/gc"): Rule("/v1/server/gc?dry_run=1", "admin"),
     ("GET", "/v1/keys"): Rule("/v1/keys", "admin"),
     ("POST", "/v1/keys"): Rule("/v1/keys", "admin", BAD_NAME, {"name": "", "role": "read"}),
     ("DELETE", "/v1/keys/{name}"): Rule("/v1/keys/nobody", "admin", (404, "key_not_found")),
-    ("GET", "/v1/projects"): Rule("/v1/projects", "read"),
+    ("GET", "/v1/projects"): Rule("/v1/projects", "read", keys=(DONE, DONE)),
     ("GET", PROJECT): Rule("/v1/projects/shop", "read"),
     ("DELETE", PROJECT): Rule("/v1/projects/nowhere", "deploy", (404, "project_not_found")),
     ("PUT", PROJECT + "/latest"): Rule(
@@ -106,9 +111,12 @@ RULES: dict[tuple[str, str], Rule] = {
         "/v1/projects/shop/versions/latest", "read", workers=each(DONE, foreign=DENIED)
     ),
     ("GET", "/v1/bundles/{digest}"): Rule(
-        f"/v1/bundles/{BUNDLE}", "deploy", workers=each(DONE, foreign=DENIED)
+        f"/v1/bundles/{BUNDLE}", "deploy", workers=each(DONE, foreign=DENIED),
+        keys=(DONE, (404, "bundle_not_found")),
     ),
-    ("PUT", "/v1/bundles/{digest}"): Rule("/v1/bundles/no", "deploy", INVALID, {}),
+    ("PUT", "/v1/bundles/{digest}"): Rule(
+        "/v1/bundles/no", "deploy", INVALID, {}, keys=(INVALID, INVALID)
+    ),
     ("POST", PROJECT + "/functions/{function}/invocations"): Rule(
         "/v1/projects/shop/functions/f/invocations",
         "invoke",
@@ -116,7 +124,8 @@ RULES: dict[tuple[str, str], Rule] = {
         workers=each(DONE, foreign=DENIED),
     ),
     ("GET", "/v1/invocations"): Rule(
-        "/v1/invocations?project=shop", "read", workers=each(DONE, foreign=DENIED)
+        "/v1/invocations?project=shop", "read", workers=each(DONE, foreign=DENIED),
+        keys=(DONE, DENIED),
     ),
     ("POST", "/v1/invocations/wait"): Rule(
         "/v1/invocations/wait",
@@ -125,18 +134,18 @@ RULES: dict[tuple[str, str], Rule] = {
         workers=IN_PROJECT,
     ),
     ("GET", "/v1/executions/{id}"): Rule(
-        "/v1/executions/exe-none", "read", (404, "execution_not_found")
+        "/v1/executions/{execution}", "read", keys=(DONE, (404, "execution_not_found"))
     ),
     ("GET", INVOCATION): Rule("/v1/invocations/{own}", "read", workers=IN_PROJECT),
     ("GET", INVOCATION + "/detail"): Rule("/v1/invocations/{own}/detail", "read"),
     ("GET", INVOCATION + "/values"): Rule(
         "/v1/invocations/{own}/values", "read", workers=IN_PROJECT
     ),
-    ("GET", INVOCATION + "/logs"): Rule("/v1/invocations/nothing/logs", "read", NOT_SEEN),
+    ("GET", INVOCATION + "/logs"): Rule("/v1/invocations/{over}/logs", "read"),
     ("POST", INVOCATION + "/cancel"): Rule(
         "/v1/invocations/{over}/cancel", "invoke", workers=IN_PROJECT
     ),
-    ("POST", INVOCATION + "/retry"): Rule("/v1/invocations/nothing/retry", "invoke", NOT_SEEN),
+    ("POST", INVOCATION + "/retry"): Rule("/v1/invocations/{over}/retry", "invoke"),
     ("POST", "/v1/cancel"): Rule("/v1/cancel", "invoke", body={"invocation_ids": ["{over}"]}),
     ("POST", "/v1/worker/claim"): Rule(
         "/v1/worker/claim", None, body={"execution_id": "{execution}"},
@@ -179,6 +188,8 @@ class Stage:
             "wrong token": "Bearer mnw_wrong",
             "revoked key": f"Bearer {self._revoked()}",
             "describing": f"Bearer {self._exchanged()}",
+            "own project's key": f"Bearer {served.key('deploy', 'of-shop', 'shop')}",
+            "another project's key": f"Bearer {served.key('deploy', 'of-other', 'other')}",
         }
 
     def _exchanged(self) -> str:
@@ -270,16 +281,32 @@ def expected(rule: Rule, who: str) -> Answer:
         return NO_KEY
     if who in WORKERS:
         return rule.workers.get(who, DENIED)
+    if who in KEYS:
+        return expected_of_key(rule, KEYS.index(who))
     if rule.role is None or ROLES.index(who) < ROLES.index(rule.role):
         return DENIED
     return rule.allowed
+
+
+def expected_of_key(rule: Rule, whose: int) -> Answer:
+    """A project that is named is denied, whether there is one or not; what an id names is as if it were not there."""
+    if rule.role in (None, "admin"):
+        return DENIED
+    if rule.keys is not None:
+        return rule.keys[whose]
+    names_project = rule.path.startswith("/v1/projects/")
+    if whose == 0:
+        is_own = rule.path.startswith("/v1/projects/shop") or not names_project
+        return rule.allowed if is_own else DENIED
+    assert names_project or "{o" in f"{rule.path}{rule.body}", "say what the KEYS get"
+    return DENIED if names_project else NOT_SEEN
 
 
 def test_every_route_has_a_rule() -> None:
     assert {(item.method, item.path) for item in ENDPOINTS} == set(RULES) | PUBLIC
 
 
-@pytest.mark.parametrize("who", [*ROLES, *WORKERS, *VOID])
+@pytest.mark.parametrize("who", [*ROLES, *WORKERS, *KEYS, *VOID])
 @pytest.mark.parametrize("route", RULES, ids=" ".join)
 def test_a_route_answers_whom_it_is_for(stage: Stage, route: tuple[str, str], who: str) -> None:
     rule = RULES[route]
@@ -316,6 +343,99 @@ def test_a_workers_list_shows_its_own_project_alone(stage: Stage) -> None:
 def test_an_execution_is_not_taken_for_another_with_the_same_token(stage: Stage) -> None:
     body = {"execution_id": "exe-none"}
     assert stage.ask("POST", "/v1/worker/claim", stage.secrets["own"], body=body) == REFUSED
+
+
+# --- keys for one project ---
+
+
+@pytest.fixture
+def of_shop(stage: Stage) -> Iterator[Any]:
+    client = stage.served.client(str(stage.secrets["own project's key"]).split()[1])
+    yield client
+    client.close()
+
+
+def test_its_lists_and_counts_are_those_of_its_project(stage: Stage, of_shop: Any) -> None:
+    found = of_shop.call(list[wire.ProjectInfo], "GET", "/v1/projects")
+    assert [item.project for item in found] == ["shop"]
+    listed = of_shop.call(wire.InvocationList, "GET", "/v1/invocations").invocations
+    assert {item.project for item in listed} == {"shop"}
+    admin = stage.served.client(str(stage.secrets["admin"]).split()[1])
+    own, whole = (each.call(wire.ServerInfo, "GET", "/v1/server") for each in (of_shop, admin))
+    admin.close()
+    assert (own.project, whole.project) == ("shop", None)
+    assert (own.workers, own.in_flight) < (whole.workers, whole.in_flight)
+
+
+def test_a_project_that_is_not_its_own_looks_the_same_whether_it_is_there(stage: Stage) -> None:
+    said = []
+    for name in ("other", "none"):
+        secret = stage.secrets["own project's key"]
+        assert stage.ask("GET", f"/v1/projects/{name}", secret) == DENIED
+        said.append(stage.said.replace(repr(name), "that"))
+    assert said[0] == said[1]
+    assert "is for the project 'shop' alone" in said[0]
+
+
+def test_a_project_of_its_name_that_is_not_there_yet_does_not_tell_of_others(stage: Stage) -> None:
+    secret = f"Bearer {stage.served.key('read', 'of-sho', 'sho')}"
+    assert stage.ask("GET", "/v1/projects/sho", secret) == (404, "project_not_found")
+    assert "shop" not in stage.said
+
+
+def test_cancelling_many_ends_nothing_of_another_project(stage: Stage) -> None:
+    secret, foreign = stage.secrets["own project's key"], stage.ids["foreign"]
+    both = {"invocation_ids": [stage.ids["over"], foreign]}
+    assert stage.ask("POST", "/v1/cancel", secret, body=both) == NOT_SEEN
+    assert stage.ask("POST", "/v1/cancel", secret, body={"project": "other"}) == DENIED
+    info = stage.served.do(stage.served.plane.info(foreign))
+    assert info.status == wire.RUNNING
+
+
+def test_what_another_project_runs_cannot_be_the_parent(stage: Stage) -> None:
+    path = "/v1/projects/shop/functions/f/invocations"
+    body = {"inputs": ["[[],{}]"], "parent_id": stage.ids["foreign"]}
+    assert stage.ask("POST", path, stage.secrets["own project's key"], body=body) == NOT_SEEN
+
+
+def test_a_bundle_is_used_by_those_who_have_sent_all_of_it(stage: Stage) -> None:
+    ours, theirs = stage.secrets["own project's key"], stage.secrets["another project's key"]
+    content = b"a bundle"
+    digest = hashlib.sha256(content).hexdigest()
+    path, missing = f"/v1/bundles/{digest}", (404, "bundle_not_found")
+    assert stage.ask("PUT", path, ours, data=content) == DONE
+    assert stage.ask("GET", path, ours) == DONE
+    describe = {"environment_digest": "e" * 64, "bundle_digest": digest, "dotenv": {}}
+    for method, at in (("POST", "describe"), ("POST", "versions")):
+        asked = {**describe, "functions": []}
+        assert stage.ask(method, f"/v1/projects/other/{at}", theirs, body=asked) == missing
+    assert stage.ask("PUT", path, theirs, data=b"guessed") == INVALID
+    assert stage.ask("GET", path, theirs) == missing
+    assert stage.ask("PUT", path, theirs, data=content) == DONE
+    assert stage.ask("GET", path, theirs) == DONE
+
+
+def test_an_environment_that_others_use_is_not_replaced(stage: Stage) -> None:
+    report = {
+        "spec": {}, "sdk_digest": "", "image": "", "python_served": "", "packages": [],
+        "base_image": "", "warnings": [],
+    }  # fmt: skip
+    path = f"/v1/projects/shop/environments/{'e' * 64}"
+    assert stage.ask("PUT", path, stage.secrets["own project's key"], body=report) == DENIED
+    assert "Another project uses this environment" in stage.said
+
+
+@pytest.mark.parametrize(
+    ("request_body", "answer"),
+    [
+        ({"name": "k", "role": "admin", "project": "shop"}, INVALID),
+        ({"name": "k", "role": "read", "project": "No!"}, BAD_NAME),
+        ({"name": "k", "role": "read", "project": ""}, BAD_NAME),
+    ],
+)
+def test_a_key_that_makes_no_sense_is_refused(stage: Stage, request_body: Any, answer: Any) -> None:
+    secret = stage.secrets["admin"]
+    assert stage.ask("POST", "/v1/keys", secret, body=request_body) == answer
 
 
 # --- keys and tokens that go ---
@@ -372,7 +492,8 @@ def test_the_token_of_a_worker_that_goes_while_it_is_looked_up_is_not_kept(tmp_p
 def test_a_reading_of_the_keys_that_comes_late_revives_none(tmp_path: Path) -> None:
     async def test(plane: Plane) -> None:
         api = api_of(plane)
-        await plane.store.write(lambda tx: access.create_key(tx, wire.KeyRequest("ada", "admin")))
+        request = wire.KeyRequest("ada", "admin")
+        made = await plane.store.write(lambda tx: access.create_key(tx, request))
         held = Held(plane)
         first = asyncio.create_task(api.read_keys())
         await held.found.wait()
@@ -381,7 +502,7 @@ def test_a_reading_of_the_keys_that_comes_late_revives_none(tmp_path: Path) -> N
         await asyncio.wait([second], timeout=0.2)
         held.go_on.set()
         await asyncio.gather(first, second)
-        assert api.keys == {}
+        assert api.keys.find(made.key or "") is None
 
     on_plane(tmp_path, test)
 

@@ -248,9 +248,9 @@ class ServedPlane:
     def client(self, secret: str) -> Client:
         return Client(self.url, secret, retry_s=0)
 
-    def key(self, role: str, name: str | None = None) -> str:
+    def key(self, role: str, name: str | None = None, project: str | None = None) -> str:
         """The secret of a new key."""
-        request = wire.KeyRequest(name or role, role)
+        request = wire.KeyRequest(name or role, role, project)
         made = self.do(self.plane.store.write(lambda tx: access.create_key(tx, request)))
         self.do(self.api.read_keys())
         return made.key

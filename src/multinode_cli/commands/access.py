@@ -50,8 +50,15 @@ def login(
     server = client.call(ServerInfo, "GET", "/v1/server")
     name = session.settings.profile or DEFAULT_PROFILE
     settings.save_profile(session.settings.home, Profile(name, client.url, key))
-    data = {"profile": name, "url": client.url, "key_name": server.key_name, "role": server.role}
-    text = f"Logged in to {client.url} with the key {server.key_name!r} ({server.role}), as profile {name!r}."
+    data = {
+        "profile": name,
+        "url": client.url,
+        "key_name": server.key_name,
+        "role": server.role,
+        "project": server.project,
+    }
+    rights = _rights(server.role, server.project)
+    text = f"Logged in to {client.url} with the key {server.key_name!r} ({rights}), as profile {name!r}."
     return Answer(data, lambda console: console.out(text))
 
 
@@ -115,21 +122,33 @@ def create_key(
     role: Annotated[
         str, typer.Option("--role", metavar="ROLE", help="admin, deploy, invoke or read.")
     ],
+    project: Annotated[
+        str | None,
+        typer.Option(
+            "--project",
+            metavar="PROJECT",
+            help="The only project that it is for; without it, all of them.",
+        ),
+    ] = None,
 ) -> Answer:
     """Make an API key and print it. It is shown this once, and stored hashed.
 
-    Example: multinode key create ci --role deploy
+    Example: multinode key create ci --role deploy --project shop
     """
     if role not in ROLES:
         message = f"There is no role {role!r}."
         raise InputError(message, nearest(role, ROLES) or f"The roles are {', '.join(ROLES)}.")
-    made = session.client.call(KeyInfo, "POST", path_of("keys"), KeyRequest(name, role))
+    made = session.client.call(KeyInfo, "POST", path_of("keys"), KeyRequest(name, role, project))
 
     def show(console: Console) -> None:
-        console.note(f"Key {made.name!r} ({made.role}), shown this once:")
+        console.note(f"Key {made.name!r} ({_rights(made.role, made.project)}), shown this once:")
         console.out(made.key or "")
 
     return Answer(to_plain(made), show)
+
+
+def _rights(role: str, project: str | None) -> str:
+    return f"{role}, for the project {project!r} alone" if project else role
 
 
 @_key.add("list")
@@ -145,12 +164,13 @@ def list_keys(session: Session) -> Answer:
             (
                 item.name,
                 item.role,
+                item.project or "all",
                 age(item.created_at),
                 f"revoked {age(item.revoked_at)} ago" if item.revoked_at else "",
             )
             for item in keys
         ]
-        console.table(("KEY", "ROLE", "AGE", ""), rows)
+        console.table(("KEY", "ROLE", "PROJECT", "AGE", ""), rows)
 
     return Answer([to_plain(item) for item in keys], show)
 

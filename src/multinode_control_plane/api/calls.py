@@ -22,6 +22,7 @@ from multinode.errors import (
     MultinodeError,
     NotAllowed,
     NotLoggedIn,
+    ProjectNotFound,
 )
 from multinode_control_plane.api.parameters import Query, read_all
 from multinode_control_plane.api.readiness import Readiness
@@ -29,7 +30,7 @@ from multinode_control_plane.runners import Runner
 from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.scheduler import Scheduler
 from multinode_control_plane.service import access, executions
-from multinode_control_plane.service.access import Caller
+from multinode_control_plane.service.access import Caller, KeyRing
 from multinode_control_plane.service.executions import Context, hash_secret
 from multinode_control_plane.store import Store
 from multinode_control_plane.telemetry.metrics import Metrics
@@ -56,7 +57,7 @@ class ControlPlane:
     stop: Callable[[str], None]
     database_name: str
     started_at: float = field(default_factory=time.time)
-    keys: dict[str, Caller] = field(default_factory=dict)
+    keys: KeyRing = field(default_factory=KeyRing)
     keys_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     metrics: Metrics = field(default_factory=Metrics)
     readiness: Readiness = field(init=False)
@@ -75,7 +76,7 @@ class ControlPlane:
     async def read_keys(self) -> None:
         """Takes the keys from the store. One at a time: an older reading that came late would revive a revoked key."""
         async with self.keys_lock:
-            self.keys = await self.store.read(access.callers)
+            self.keys = await self.store.read(access.key_ring)
 
 
 @dataclass(frozen=True)
@@ -116,21 +117,6 @@ class Call:
             raise LookupError(message)
         return self.asked[name]
 
-    def project(self) -> str:
-        """The project of the path. Raises NotAllowed where it is not the one of a worker's token."""
-        return self.within_own(self.path("project"))
-
-    def within_own(self, project: str) -> str:
-        """``project``. Raises NotAllowed where the caller is a worker of another one."""
-        if self.caller.within not in (None, project):
-            message = (
-                f"A worker of {self.caller.within!r} may not use the project {project!r:.100}."
-            )
-            raise NotAllowed(
-                message, "Use an API key (MULTINODE_API_URL, MULTINODE_API_KEY in .env)."
-            )
-        return project
-
     @property
     def wait_s(self) -> float:
         """How long the caller waits for a change."""
@@ -165,12 +151,19 @@ class Endpoint:
 
 async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -> Response:
     """Authenticates, reads, hands over, answers."""
+    caller = None
     try:
         caller = await _authenticate(plane, endpoint, request)
         _note_ids(caller, request)
+        if "project" in request.path_params:  # here, so that no route can forget it
+            caller.check(request.path_params["project"])
         asked = read_all(endpoint.query, request.query_params)
         body = await _read_body(endpoint, request)
         answer = await endpoint.handler(Call(plane, caller, request, body, asked))
+    except ProjectNotFound as error:
+        # Its hint names projects that are alike, of all that there are.
+        is_limited = caller is not None and caller.within is not None
+        return error_response(ProjectNotFound(error.message) if is_limited else error)
     except MultinodeError as error:
         return error_response(error)
     except ClientDisconnect:
@@ -223,7 +216,7 @@ async def _authenticate(plane: ControlPlane, endpoint: Endpoint, request: Reques
     if scheme.lower() != "bearer" or not secret:
         message = "This request has no API key."
         raise NotLoggedIn(message, "Run `multinode login`, or set MULTINODE_API_KEY.")
-    caller = plane.keys.get(hash_secret(secret)) or await _worker_of(plane, secret)
+    caller = plane.keys.find(secret) or await _worker_of(plane, secret)
     if caller is None:
         message = "The API key is wrong or was revoked."
         hint = "Run `multinode login` with a valid one, or correct MULTINODE_API_KEY where that is set."

@@ -11,13 +11,16 @@ from multinode import wire
 from multinode.errors import MultinodeError, NotAllowed
 from multinode_control_plane.api.calls import Call, until
 from multinode_control_plane.api.output import with_heartbeats
+from multinode_control_plane.service import bundles, rows
 from multinode_control_plane.service import deployments as cases
-from multinode_control_plane.service import rows
 
 
 async def list_projects(call: Call) -> list[wire.ProjectInfo]:
     """All projects, by name."""
-    return await call.plane.store.read(cases.list_projects)
+    within = call.caller.within
+    return await call.plane.store.read(
+        lambda connection: cases.list_projects(connection, within=within)
+    )
 
 
 async def get_project(call: Call) -> wire.ProjectDetail:
@@ -30,7 +33,7 @@ async def get_project(call: Call) -> wire.ProjectDetail:
 
 async def get_version(call: Call) -> wire.VersionInfo:
     """One version of a project, whole."""
-    project, version = call.project(), call.path("version")
+    project, version = call.path("project"), call.path("version")
     return await call.plane.store.read(
         lambda connection: cases.describe_version(connection, project, version)
     )
@@ -79,15 +82,24 @@ async def _saved(call: Call, made: wire.BuildEvent, info: wire.EnvironmentInfo) 
 
 async def report_image(call: Call) -> wire.EnvironmentInfo:
     """Takes the image that was built to an order, once it is checked."""
-    cases.check_name(call.path("project"))
-    info = await call.plane.runner.take_image(call.path("digest"), call.body)
+    project, digest = call.path("project"), call.path("digest")
+    cases.check_name(project)
+    if call.caller.within is not None:
+        await call.plane.store.read(
+            lambda connection: cases.check_environment_is_free(connection, digest, project)
+        )
+    info = await call.plane.runner.take_image(digest, call.body)
     await call.plane.store.write(partial(cases.save_environment, info=info))
     return info
 
 
 async def put_bundle(call: Call) -> wire.Empty:
     """Stores the archive (tar.gz) of a project's files, named by its SHA-256."""
-    await call.plane.bundles.put(call.path("digest"), call.request.stream())
+    digest, within = call.path("digest"), call.caller.within
+    # What is here already is read too: only who has all of it may use it in their project.
+    await call.plane.bundles.put(digest, call.request.stream(), check=within is not None)
+    if within is not None:
+        await call.plane.store.write(lambda tx: bundles.sent(tx, digest, within))
     return wire.Empty()
 
 
@@ -95,11 +107,22 @@ async def get_bundle(call: Call) -> Response:
     """The archive; HEAD says whether it is there."""
     digest = call.path("digest")
     if call.caller.worker is not None:
+        await _check_workers_bundle(call, digest)
+    else:
         await _check_own_bundle(call, digest)
     return FileResponse(call.plane.bundles.path(digest), media_type="application/gzip")
 
 
 async def _check_own_bundle(call: Call, digest: str) -> None:
+    """Raises BundleNotFound for one of another project than the key's."""
+    within = call.caller.within
+    if within is not None:
+        await call.plane.store.read(
+            lambda connection: bundles.check_own(connection, digest, within)
+        )
+
+
+async def _check_workers_bundle(call: Call, digest: str) -> None:
     who = call.caller.worker
     assert who is not None
     describe = call.plane.scheduler.describes.get(who.worker_id)
@@ -122,6 +145,7 @@ async def describe(call: Call) -> wire.DescribeAnswer:
     """Imports `main.py` in its environment, and says which functions it defines."""
     project, request = call.path("project"), call.body
     cases.check_name(project)
+    await _check_own_bundle(call, request.bundle_digest)
     before = await call.plane.store.read(
         lambda connection: (
             cases.environment(connection, request.environment_digest),
@@ -141,5 +165,6 @@ async def register(call: Call) -> wire.RegisterAnswer:
         return await plane.store.read(
             lambda connection: cases.planned(connection, plane.context, project, request)
         )
+    await _check_own_bundle(call, request.bundle_digest)
     plane.bundles.path(request.bundle_digest)  # must be here
     return await plane.store.write(lambda tx: cases.register(tx, plane.context, project, request))

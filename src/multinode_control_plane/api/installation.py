@@ -35,6 +35,7 @@ async def ready(call: Call) -> dict[str, str]:
 
 async def metrics(call: Call) -> Response:
     """Metrics in the text format of Prometheus."""
+    call.caller.check_unlimited()
     plane = call.plane
     plant = scrape.Plant(
         version=__version__,
@@ -52,14 +53,14 @@ async def metrics(call: Call) -> Response:
 
 async def server(call: Call) -> wire.ServerInfo:
     """The control plane: its version, runner and room, and who is asking."""
-    plane = call.plane
+    plane, within = call.plane, call.caller.within
 
     def count(connection: sa.Connection) -> tuple[int, int]:
-        workers = connection.execute(
-            sa.select(sa.func.count()).where(model.workers.c.gone_at.is_(None))
-        ).scalar_one()
-        in_flight = sum(item.in_flight for item in deployments.list_projects(connection))
-        return workers, in_flight
+        living = sa.select(sa.func.count()).where(model.workers.c.gone_at.is_(None))
+        if within is not None:
+            living = living.where(model.workers.c.project == within)
+        found = deployments.list_projects(connection, within=within)
+        return connection.execute(living).scalar_one(), sum(item.in_flight for item in found)
 
     workers, in_flight = await plane.store.read(count)
     capacity = plane.context.settings.capacity
@@ -78,6 +79,7 @@ async def server(call: Call) -> wire.ServerInfo:
         enforces=list(plane.runner.enforces),
         unenforced_reason=plane.runner.unenforced_reason,
         clock=model.to_time(time.time()),
+        project=within,
     )
 
 

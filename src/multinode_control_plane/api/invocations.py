@@ -19,7 +19,7 @@ MAX_WAITED_FOR = 10_000
 
 async def start(call: Call) -> wire.StartAnswer:
     """Starts invocations of a function: all of the inputs, in their order, or none."""
-    project, function = call.project(), call.path("function")
+    project, function = call.path("project"), call.path("function")
     request = plain.with_inputs(call.body)
     catalog = call.plane.context.catalog
     return await call.plane.store.write(
@@ -87,7 +87,7 @@ async def values(call: Call) -> wire.ValuesAnswer:
 async def page(call: Call) -> wire.InvocationList:
     """A page of invocations, newest first."""
     asked = call.query("project")
-    project = call.caller.within if asked is None else call.within_own(asked)
+    project = call.caller.within if asked is None else call.caller.check(asked)
     return await call.plane.store.read(
         lambda connection: cases.page(
             connection,
@@ -108,7 +108,11 @@ async def detail(call: Call) -> wire.InvocationDetail:
     invocation_id = call.path("id")
     found = await call.plane.store.read(
         lambda connection: cases.detail(
-            connection, invocation_id, time.time(), draining=call.plane.scheduler.draining
+            connection,
+            invocation_id,
+            time.time(),
+            draining=call.plane.scheduler.draining,
+            within=call.caller.within,
         )
     )
     return plain.with_input(found) if call.flag("plain") else found
@@ -116,17 +120,19 @@ async def detail(call: Call) -> wire.InvocationDetail:
 
 async def detail_of_execution(call: Call) -> wire.InvocationDetail:
     """The invocation of an execution, with this one of its attempts."""
-    execution_id = call.path("id")
+    execution_id, within = call.path("id"), call.caller.within
     return await call.plane.store.read(
-        lambda connection: cases.detail_of_execution(connection, execution_id, time.time())
+        lambda connection: cases.detail_of_execution(
+            connection, execution_id, time.time(), within=within
+        )
     )
 
 
 async def logs(call: Call) -> StreamingResponse:
     """The output of an invocation's attempts; blank lines are heartbeats."""
-    invocation_id = call.path("id")
+    invocation_id, within = call.path("id"), call.caller.within
     known = await call.plane.store.read(
-        lambda connection: cases.execution_ids(connection, invocation_id)
+        lambda connection: cases.execution_ids(connection, invocation_id, within=within)
     )
     attempt = int(call.number("attempt")) or None
     if attempt is not None and not call.flag("follow"):
@@ -162,13 +168,14 @@ async def cancel(call: Call) -> wire.InvocationInfo:
 async def cancel_many(call: Call) -> wire.CancelAnswer:
     """Asks for the cancellation of these invocations, or of all in flight of a project or function."""
     request: wire.CancelRequest = call.body
+    within = call.caller.within
     if (request.invocation_ids is None) == (request.project is None):
         message = "Either invocation_ids or a project is needed."
         raise InvalidRequest(message)
     if request.invocation_ids is not None:
         ids = request.invocation_ids
-        return await call.plane.store.write(lambda tx: cases.cancel(tx, ids))
-    project, function = request.project or "", request.function
+        return await call.plane.store.write(lambda tx: cases.cancel(tx, ids, within=within))
+    project, function = call.caller.check(request.project or ""), request.function
     return await call.plane.store.write(lambda tx: cases.cancel_all(tx, project, function))
 
 
@@ -177,5 +184,5 @@ async def retry(call: Call) -> wire.StartAnswer:
     invocation_id, catalog = call.path("id"), call.plane.context.catalog
     request_key = call.query("request_key") or ""
     return await call.plane.store.write(
-        lambda tx: cases.retry(tx, catalog, invocation_id, request_key)
+        lambda tx: cases.retry(tx, catalog, invocation_id, request_key, within=call.caller.within)
     )

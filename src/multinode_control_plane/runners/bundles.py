@@ -76,8 +76,10 @@ class Bundles:
                 found.append(Stored("bundle", name, size_bytes, used_at(path)))
         return found
 
-    async def put(self, sha256: str, content: AsyncIterable[bytes]) -> None:
+    async def put(self, sha256: str, content: AsyncIterable[bytes], *, check: bool = False) -> None:
         """Stores an archive. Returns when it is on disk; one that is there already is left as it is.
+
+        ``check``: also then ``content`` is read, and has to be what its name says.
 
         Raises BundleTooLarge past 100 MiB, and InvalidRequest where ``content`` is not what its name says; then
         nothing is kept. Raises StorageFull where there is no room.
@@ -85,7 +87,8 @@ class Bundles:
         target = self._archive(sha256)
         if target.exists():
             note_use(target)
-            return
+            if not check:
+                return
         try:
             await self._put(sha256, content, target)
         except OSError as error:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from multinode import wire
-from multinode.errors import Conflict, InvalidName, InvalidRequest, KeyNotFound
+from multinode.errors import Conflict, InvalidName, InvalidRequest, KeyNotFound, NotAllowed
 from multinode_control_plane import model
 from multinode_control_plane.model import keys
-from multinode_control_plane.service.executions import WorkerIdentity, hash_secret
+from multinode_control_plane.service.deployments import check_name
+from multinode_control_plane.service.executions import (
+    WorkerIdentity,
+    hash_secret,
+    is_same_secret,
+)
 from multinode_control_plane.store import Transaction
 
 RANK = {role: rank for rank, role in enumerate(reversed(wire.ROLES))}
@@ -21,16 +27,37 @@ RANK = {role: rank for rank, role in enumerate(reversed(wire.ROLES))}
 
 @dataclass(frozen=True)
 class Caller:
-    """Who is asking. ``worker`` is set for a worker's token, whose ``role`` is ``worker``."""
+    """Who is asking. ``worker`` is set for a worker's token, whose ``role`` is ``worker``; ``project`` for a key of one project."""
 
     name: str
     role: str
     worker: WorkerIdentity | None = None
+    project: str | None = None
 
     @property
     def within(self) -> str | None:
         """The only project that the caller may see; None is all of them."""
-        return self.worker.project if self.worker else None
+        return self.worker.project if self.worker else self.project
+
+    def check(self, project: str) -> str:
+        """``project``. Raises NotAllowed where the caller is for another one, be there such a project or not."""
+        if self.within in (None, project):
+            return project
+        if self.worker is not None:
+            message = f"A worker of {self.within!r} may not use the project {project!r:.100}."
+            hint = "Use an API key (MULTINODE_API_URL, MULTINODE_API_KEY in .env)."
+        else:
+            message = f"The key {self.name!r} is for the project {self.within!r} alone, not for {project!r:.100}."
+            hint = "Ask an admin for a key for that project."
+        raise NotAllowed(message, hint)
+
+    def check_unlimited(self) -> None:
+        """Raises NotAllowed where the caller is for one project, and what is asked for is of all of them."""
+        if self.within is not None:
+            message = (
+                f"This is of all projects, and the key {self.name!r} is for {self.within!r} alone."
+            )
+            raise NotAllowed(message, "Ask an admin for a key without a project.")
 
 
 def permits(caller: Caller, *, role: str | None, worker: bool) -> bool:
@@ -50,6 +77,11 @@ def create_key(
     if request.role not in wire.ROLES:
         message = f"There is no role {request.role!r:.100}."
         raise InvalidRequest(message, f"One of: {', '.join(wire.ROLES)}.")
+    if request.project is not None:
+        check_name(request.project)
+        if request.role == "admin":
+            message = "A key for one project cannot have the role admin, which is for all of the control plane."
+            raise InvalidRequest(message, "Give it the role deploy, invoke or read.")
     existing = tx.connection.execute(sa.select(keys).where(keys.c.name == request.name)).first()
     if existing is not None and existing.revoked_at is None:
         message = f"There is a key {request.name!r} already."
@@ -58,10 +90,16 @@ def create_key(
     secret = key or "mnk_" + secrets.token_urlsafe(32)
     tx.connection.execute(
         sa.insert(keys).values(
-            name=request.name, role=request.role, hash=hash_secret(secret), created_at=tx.now
+            name=request.name,
+            role=request.role,
+            hash=hash_secret(secret),
+            created_at=tx.now,
+            project=request.project,
         )
     )
-    return wire.KeyInfo(request.name, request.role, model.to_time(tx.now), key=secret)
+    return wire.KeyInfo(
+        request.name, request.role, model.to_time(tx.now), key=secret, project=request.project
+    )
 
 
 def revoke_key(tx: Transaction, name: str) -> wire.KeyInfo:
@@ -73,7 +111,11 @@ def revoke_key(tx: Transaction, name: str) -> wire.KeyInfo:
     revoked_at = row.revoked_at if row.revoked_at is not None else tx.now
     tx.connection.execute(sa.update(keys).where(keys.c.name == name).values(revoked_at=revoked_at))
     return wire.KeyInfo(
-        row.name, row.role, model.to_time(row.created_at), model.to_time(revoked_at)
+        row.name,
+        row.role,
+        model.to_time(row.created_at),
+        model.to_time(revoked_at),
+        project=row.project,
     )
 
 
@@ -85,12 +127,37 @@ def list_keys(connection: sa.Connection) -> list[wire.KeyInfo]:
             row.role,
             model.to_time(row.created_at),
             model.to_time_or_none(row.revoked_at),
+            project=row.project,
         )
         for row in sorted(connection.execute(sa.select(keys)), key=lambda row: str(row.name))
     ]
 
 
-def callers(connection: sa.Connection) -> dict[str, Caller]:
-    """Hash of each valid key to who that is."""
+class KeyRing:
+    """The valid keys by their hashes.
+
+    One is found by the beginning of its hash, then compared whole in constant time: how long a refusal takes says nothing.
+    """
+
+    def __init__(self, callers: Iterable[tuple[str, Caller]] = ()) -> None:
+        self._by_start: dict[str, list[tuple[str, Caller]]] = {}
+        for known, caller in callers:
+            self._by_start.setdefault(known[:_START], []).append((known, caller))
+
+    def find(self, secret: str) -> Caller | None:
+        """Whose key it is; None for one that is wrong or revoked."""
+        given = hash_secret(secret)
+        found = None
+        for known, caller in self._by_start.get(given[:_START], ()):
+            if is_same_secret(known, given):
+                found = caller
+        return found
+
+
+_START = 8
+
+
+def key_ring(connection: sa.Connection) -> KeyRing:
+    """The keys that are valid now."""
     found = connection.execute(sa.select(keys).where(keys.c.revoked_at.is_(None)))
-    return {row.hash: Caller(row.name, row.role) for row in found}
+    return KeyRing((row.hash, Caller(row.name, row.role, project=row.project)) for row in found)

@@ -12,6 +12,7 @@ from multinode.errors import (
     EnvironmentNotFound,
     InvalidName,
     InvalidRequest,
+    NotAllowed,
     ProjectNotFound,
     VersionNotFound,
 )
@@ -46,6 +47,15 @@ def save_environment(tx: Transaction, info: wire.EnvironmentInfo) -> None:
     tx.connection.execute(
         sa.insert(environments).values(digest=info.digest, info=wire.to_plain(info))
     )
+
+
+def check_environment_is_free(connection: sa.Connection, digest: str, project: str) -> None:
+    """Raises NotAllowed where another project has a version in the environment: what its image is, is not for ``project`` to say."""
+    others = (versions.c.environment_digest == digest, versions.c.project != project)
+    if connection.execute(sa.select(versions.c.version_id).where(*others).limit(1)).first():
+        message = "Another project uses this environment: a key for one project cannot replace it."
+        hint = "Deploy without --no-cache, or with a key that is for all projects."
+        raise NotAllowed(message, hint)
 
 
 def environment(connection: sa.Connection, digest: str) -> wire.EnvironmentInfo:
@@ -316,9 +326,14 @@ def _version_item(connection: sa.Connection, row: Row, latest_version_id: str) -
     )
 
 
-def list_projects(connection: sa.Connection) -> list[wire.ProjectInfo]:
-    """All projects by name."""
-    found = connection.execute(sa.select(projects)).all()
+def list_projects(
+    connection: sa.Connection, *, within: str | None = None
+) -> list[wire.ProjectInfo]:
+    """All projects by name; only that of ``within``, if it is given."""
+    query = sa.select(projects)
+    if within is not None:
+        query = query.where(projects.c.name == within)
+    found = connection.execute(query).all()
     # Sorted here: each database has its own order of letters.
     return [_project_info(connection, row) for row in sorted(found, key=lambda row: str(row.name))]
 

@@ -338,10 +338,15 @@ def _check_function(connection: sa.Connection, project: str, function: str) -> N
 
 
 def retry(
-    tx: Transaction, catalog: Catalog, invocation_id: str, request_key: str = ""
+    tx: Transaction,
+    catalog: Catalog,
+    invocation_id: str,
+    request_key: str = "",
+    *,
+    within: str | None = None,
 ) -> wire.StartAnswer:
     """Starts a new invocation of the latest version with the same input; one for each ``request_key``."""
-    row = rows.invocation(tx.connection, invocation_id)
+    row = rows.invocation(tx.connection, invocation_id, within=within)
     return start(
         tx,
         catalog,
@@ -352,10 +357,15 @@ def retry(
 
 
 def detail(
-    connection: sa.Connection, invocation_id: str, now: float, *, draining: bool = False
+    connection: sa.Connection,
+    invocation_id: str,
+    now: float,
+    *,
+    draining: bool = False,
+    within: str | None = None,
 ) -> wire.InvocationDetail:
     """The invocation with its input, and each of its attempts."""
-    row = rows.invocation(connection, invocation_id)
+    row = rows.invocation(connection, invocation_id, within=within)
     found = connection.execute(
         sa.select(
             executions,
@@ -376,14 +386,14 @@ def detail(
 
 
 def detail_of_execution(
-    connection: sa.Connection, execution_id: str, now: float
+    connection: sa.Connection, execution_id: str, now: float, *, within: str | None = None
 ) -> wire.InvocationDetail:
-    """As `detail`, with this one of the attempts. Raises ExecutionNotFound."""
+    """As `detail`, with this one of the attempts. Raises ExecutionNotFound, also for another project than ``within``."""
     row = statements.first(connection, executions, execution_id=execution_id)
-    if row is None:
+    whole = detail(connection, row.invocation_id, now) if row is not None else None
+    if whole is None or within not in (None, whole.invocation.project):
         message = f"There is no execution {execution_id!r}."
         raise ExecutionNotFound(message, "`multinode describe inv-…` shows those of an invocation.")
-    whole = detail(connection, row.invocation_id, now)
     chosen = [item for item in whole.executions if item.execution_id == execution_id]
     return wire.InvocationDetail(whole.invocation, whole.input, chosen)
 
@@ -426,9 +436,11 @@ def _timeline(row: Row) -> list[wire.TimelineStep]:
     ]
 
 
-def execution_ids(connection: sa.Connection, invocation_id: str) -> list[tuple[str, int, bool]]:
+def execution_ids(
+    connection: sa.Connection, invocation_id: str, *, within: str | None = None
+) -> list[tuple[str, int, bool]]:
     """Id, attempt and whether its worker is gone, of each execution, oldest first. Raises InvocationNotFound."""
-    rows.invocation(connection, invocation_id)
+    rows.invocation(connection, invocation_id, within=within)
     found = connection.execute(
         sa.select(executions.c.execution_id, executions.c.attempt, workers.c.gone_at)
         .join(workers, workers.c.worker_id == executions.c.worker_id)
@@ -464,6 +476,7 @@ def purge_if_empty(tx: Transaction, project: str) -> None:
         sa.delete(queues).where(queues.c.project == project),
         sa.delete(model.functions).where(model.functions.c.version_id.in_(versions_of)),
         sa.delete(model.versions).where(model.versions.c.project == project),
+        sa.delete(model.bundle_projects).where(model.bundle_projects.c.project == project),
         sa.delete(model.projects).where(model.projects.c.name == project),
     ):
         tx.connection.execute(statement)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from multinode_control_plane.model import environments, versions, workers
+from multinode_control_plane.service import bundles
 from multinode_control_plane.store import Transaction
 
 
@@ -19,10 +20,11 @@ def in_use(connection: sa.Connection) -> set[str]:
 
 
 def forget(tx: Transaction, names: set[str]) -> set[str]:
-    """Forgets environments, before they are removed; those of ``names`` that nothing uses by now."""
+    """Forgets environments and who sent bundles, before they are removed; those of ``names`` that nothing uses by now."""
     unused = names - in_use(tx.connection)
     known = tx.connection.execute(sa.select(environments.c.digest)).scalars()
     # Not by all names: those of outputs may be more than a statement can have.
     gone = unused.intersection(known)
     tx.connection.execute(sa.delete(environments).where(environments.c.digest.in_(gone)))
+    bundles.forget(tx, unused)
     return unused
