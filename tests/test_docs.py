@@ -13,6 +13,7 @@ from tests import command_tree
 
 from multinode import Function, Multinode, errors, wire
 from multinode_cli.commands import root
+from multinode_control_plane.api.field_api.endpoints import FIELD_ENDPOINTS
 from multinode_control_plane.api.routes import ENDPOINTS
 from multinode_control_plane.settings import parser
 
@@ -188,6 +189,12 @@ def test_an_endpoint_is_described_with_its_role_and_body(endpoint: Any) -> None:
     assert ("worker" in row[2]) == endpoint.worker
     if endpoint.body is not None:
         assert row[1].startswith(endpoint.body.__name__)
+
+
+def test_every_endpoint_of_2023_is_described_with_its_role_and_no_other() -> None:
+    described = {row[0]: row[2] for row in rows(page("rest-2023.md"))[2:]}
+    expected = {f"{e.method} `{e.path}`": e.role or "no key" for e in FIELD_ENDPOINTS}
+    assert described == expected
 
 
 # --- errors, states ---

@@ -147,11 +147,14 @@ class Endpoint:
     lines: type | None = None
     archive: bool = False
     text: bool = False
+    refuse: Callable[[MultinodeError], Response] | None = None
+    """How an error is answered, where that is not `error_response`."""
 
 
 async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -> Response:
     """Authenticates, reads, hands over, answers."""
     caller = None
+    refuse = endpoint.refuse or error_response
     try:
         caller = await _authenticate(plane, endpoint, request)
         _note_ids(caller, request)
@@ -163,9 +166,9 @@ async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -
     except ProjectNotFound as error:
         # Its hint names projects that are alike, of all that there are.
         is_limited = caller is not None and caller.within is not None
-        return error_response(ProjectNotFound(error.message) if is_limited else error)
+        return refuse(ProjectNotFound(error.message) if is_limited else error)
     except MultinodeError as error:
-        return error_response(error)
+        return refuse(error)
     except ClientDisconnect:
         return Response(status_code=499)
     except Exception:
@@ -173,7 +176,7 @@ async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -
         message = f"The control plane failed at {request.method} {request.url.path}."
         about = current.get()
         where = f" at the request id {about.request_id}" if about else ""
-        return error_response(InternalError(message, f"Its log has the traceback{where}."))
+        return refuse(InternalError(message, f"Its log has the traceback{where}."))
     return answer if isinstance(answer, Response) else json_response(answer)
 
 

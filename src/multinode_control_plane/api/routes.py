@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from multinode import wire
 from multinode.errors import (
+    HTTP_STATUS,
     BundleNotFound,
     BundleTooLarge,
     ClaimRefused,
@@ -30,6 +31,7 @@ from multinode.errors import (
     InvalidTasks,
     InvocationNotFound,
     KeyNotFound,
+    MultinodeError,
     NotFound,
     NotReady,
     ParameterValidationError,
@@ -45,8 +47,8 @@ from multinode_control_plane.api.calls import (
     ControlPlane,
     Endpoint,
     answer_to,
-    error_response,
 )
+from multinode_control_plane.api.field_api.endpoints import FIELD_ENDPOINTS
 from multinode_control_plane.api.openapi import document
 from multinode_control_plane.api.parameters import Query
 from multinode_control_plane.telemetry.request import Asked, current
@@ -348,7 +350,9 @@ WORKER_ENDPOINTS = tuple(
 
 
 def make_app(
-    plane: ControlPlane, hosts: KnownHosts, endpoints: Iterable[Endpoint] = ENDPOINTS
+    plane: ControlPlane,
+    hosts: KnownHosts,
+    endpoints: Iterable[Endpoint] = (*ENDPOINTS, *FIELD_ENDPOINTS),
 ) -> Border:
     """The ASGI application, which answers to ``hosts``."""
     return Border(Routing(plane, endpoints), hosts)
@@ -386,18 +390,25 @@ class Routing:
 
     def _find(self, scope: Scope) -> Endpoint | Response:
         """The endpoint, its path's parameters put into ``scope``, or the answer that there is none."""
-        path, method = scope["path"], scope["method"]
+        path, method = "/" + scope["path"].lstrip("/"), scope["method"]
         for pattern, methods in self._paths:
             match = pattern.match(path)
             if match is not None:
                 scope["path_params"] = match.groupdict()
                 found = methods.get("GET" if method == "HEAD" else method)
                 return found or _no_method(scope, methods)
-        return error_response(NotFound(f"There is nothing at {path!r:.200}."))
+        return _in_both_words(NotFound(f"There is nothing at {path!r:.200}."), "Not Found")
 
 
 def _no_method(scope: Scope, methods: Iterable[str]) -> Response:
-    refused = error_response(InvalidRequest(f"{scope['method']} is not for {scope['path']:.200}."))
+    error = InvalidRequest(f"{scope['method']} is not for {scope['path']:.200}.")
+    refused = _in_both_words(error, "Method Not Allowed")
     refused.status_code = 405
     refused.headers["Allow"] = ", ".join(methods)
     return refused
+
+
+def _in_both_words(error: MultinodeError, detail: str) -> Response:
+    """For a path of which nobody knows to which of the two APIs it was to belong."""
+    body = {"error": wire.ErrorBody(error.code, error.message, error.hint), "detail": detail}
+    return Response(wire.dumps(body), HTTP_STATUS[error.code], media_type="application/json")
