@@ -28,7 +28,7 @@ import uvicorn
 
 from multinode import wire
 from multinode.errors import InputError, MultinodeError, StorageFull
-from multinode_control_plane import data_folder, migrations, model
+from multinode_control_plane import admin_key, data_folder, migrations, model
 from multinode_control_plane.api.border import Border, KnownHosts
 from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.installation import collect
@@ -212,6 +212,7 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
     choice = await choose(settings, os.environ, kept)
     runner, settings = choice.runner, choice.settings
     await _ensure_local_key(store, local)
+    await admin_key.ensure(store, settings.data_dir, settings.admin_key_file)
     listener = listen(settings, local.port)
     port = listener.getsockname()[1]
     url = f"http://{_in_url(settings.host)}:{port}"

@@ -53,6 +53,8 @@ class Settings:
     """Where images are pushed to and pulled from: ``host[:port]/name``."""
     registry_username: str | None = None
     registry_key: str | None = field(default=None, repr=False)
+    admin_key_file: Path | None = None
+    """Holds the key ``admin``; without it one is made in the data folder."""
     grace_s: float = 120.0
     silence_s: float = 30.0
     unreachable_s: float = 300.0
@@ -133,6 +135,10 @@ def parser() -> argparse.ArgumentParser:
         help="further names that the Host header may have, e.g. multinode.example.com,10.0.0.5",
     )
     made.add_argument(
+        "--admin-key-file",
+        help="file (0600) with the key of the name admin; without it one is made in the data folder",
+    )
+    made.add_argument(
         "--disk-limit",
         help="how much is kept that nothing needs, e.g. 20GiB: unused environments, output of what has ended",
     )
@@ -179,6 +185,7 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         disk_limit_bytes=_size(given("disk_limit")),
         allow_process=_switch(given("allow_process")),
         allowed_hosts=_hosts(given("allowed_hosts")),
+        admin_key_file=_file(given("admin_key_file")),
         log_format=_log_format(given("log_format")),
         **spans,  # type: ignore[arg-type]  # names and types are those of _SPANS and _SIZES
         **sizes,
@@ -186,6 +193,10 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
     if settings.runner == "process":
         check_isolation(settings)
     return settings
+
+
+def _file(text: str | None) -> Path | None:
+    return None if text is None else Path(text).expanduser().absolute()
 
 
 def _log_format(text: str | None) -> str:

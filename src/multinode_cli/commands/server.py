@@ -94,6 +94,14 @@ _LogFormat = Annotated[
         "--log-format", metavar="text|json", help="Lines of its own log (MULTINODE_LOG_FORMAT)."
     ),
 ]
+_AdminKeyFile = Annotated[
+    str | None,
+    typer.Option(
+        "--admin-key-file",
+        metavar="FILE",
+        help="Holds the key of the name admin (MULTINODE_ADMIN_KEY_FILE).",
+    ),
+]
 _AllowedHosts = Annotated[
     str | None,
     typer.Option(
@@ -108,9 +116,11 @@ def _options(
     *,
     data_dir: str | None,
     allow_process: bool,
+    admin_key_file: str | None,
     **given: str | None,
 ) -> list[str]:
-    values = {**given, "data_dir": Path(data_dir).absolute() if data_dir else None}
+    paths = {"data_dir": data_dir, "admin_key_file": admin_key_file}
+    values = {**given, **{name: Path(at).absolute() for name, at in paths.items() if at}}
     options = [
         f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None
     ]
@@ -133,6 +143,7 @@ def run(
     allow_process: _AllowProcess = False,
     allowed_hosts: _AllowedHosts = None,
     log_format: _LogFormat = None,
+    admin_key_file: _AdminKeyFile = None,
 ) -> Answer:
     """Run the control plane in the foreground, until Ctrl-C.
 
@@ -143,7 +154,7 @@ def run(
         runner=runner, database=database, host=host, port=port, data_dir=data_dir,
         worker_url=worker_url, capacity=capacity, disk_limit=disk_limit, registry=registry,
         registry_username=registry_username, allow_process=allow_process,
-        allowed_hosts=allowed_hosts, log_format=log_format,
+        allowed_hosts=allowed_hosts, log_format=log_format, admin_key_file=admin_key_file,
     )  # fmt: skip
     command = local_server.command(session.settings.home, [*options, "--foreground"])
     os.execv(sys.executable, command)
@@ -165,6 +176,7 @@ def start(
     allow_process: _AllowProcess = False,
     allowed_hosts: _AllowedHosts = None,
     log_format: _LogFormat = None,
+    admin_key_file: _AdminKeyFile = None,
 ) -> Answer:
     """Start the control plane in the background, and return when it answers.
 
@@ -174,7 +186,7 @@ def start(
         runner=runner, database=database, host=host, port=port, data_dir=data_dir,
         worker_url=worker_url, capacity=capacity, disk_limit=disk_limit, registry=registry,
         registry_username=registry_username, allow_process=allow_process,
-        allowed_hosts=allowed_hosts, log_format=log_format,
+        allowed_hosts=allowed_hosts, log_format=log_format, admin_key_file=admin_key_file,
     )  # fmt: skip
     server, was_started = local_server.start(session.settings, session.console, options)
     verb = "runs" if was_started else "runs already"

@@ -87,7 +87,7 @@ def create_key(
         message = f"There is a key {request.name!r} already."
         raise Conflict(message, "Revoke it first, or take another name.")
     tx.connection.execute(sa.delete(keys).where(keys.c.name == request.name))
-    secret = key or "mnk_" + secrets.token_urlsafe(32)
+    secret = key or new_secret()
     tx.connection.execute(
         sa.insert(keys).values(
             name=request.name,
@@ -100,6 +100,37 @@ def create_key(
     return wire.KeyInfo(
         request.name, request.role, model.to_time(tx.now), key=secret, project=request.project
     )
+
+
+def new_secret() -> str:
+    """A key that nobody has."""
+    return "mnk_" + secrets.token_urlsafe(32)
+
+
+ADMIN_KEY = "admin"
+
+
+def has_admin_key(connection: sa.Connection) -> bool:
+    """Whether there is, or was, a key `ADMIN_KEY`."""
+    found = connection.execute(sa.select(keys.c.name).where(keys.c.name == ADMIN_KEY))
+    return found.first() is not None
+
+
+def take_admin_key(tx: Transaction, secret: str, *, only_first: bool = False) -> bool:
+    """Makes ``secret`` the key `ADMIN_KEY`; with ``only_first`` where there has been none. Whether it is that key now.
+
+    Raises Conflict where another name has it. What was revoked is not revived.
+    """
+    hashed = hash_secret(secret)
+    owner = tx.connection.execute(sa.select(keys.c.name).where(keys.c.hash == hashed)).scalar()
+    if owner is not None and owner != ADMIN_KEY:
+        message = f"{owner!r} has the key that the admin key's file names."
+        raise Conflict(message, "Write another one into it.")
+    if owner is not None or (only_first and has_admin_key(tx.connection)):
+        return owner is not None
+    tx.connection.execute(sa.delete(keys).where(keys.c.name == ADMIN_KEY))
+    create_key(tx, wire.KeyRequest(ADMIN_KEY, "admin"), key=secret)
+    return True
 
 
 def revoke_key(tx: Transaction, name: str) -> wire.KeyInfo:
