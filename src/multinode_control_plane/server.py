@@ -251,6 +251,7 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
     )
     try:
         await _until_stopped(plane, stop, foreground=foreground)
+        await _let_clients_go(stop, settings.stop_delay_s)
     finally:
         collecting.cancel()
         store.changes.fire_all()
@@ -306,6 +307,13 @@ async def _until_stopped(plane: ControlPlane, stop: Stop, *, foreground: bool) -
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
+
+
+async def _let_clients_go(stop: Stop, delay_s: float) -> None:
+    """Serves on while `/readyz` and each answer send clients elsewhere; a second signal ends that."""
+    stop.event.clear()
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(stop.event.wait(), delay_s)
 
 
 def _cancel_everything(tx: Any) -> None:

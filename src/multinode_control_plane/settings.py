@@ -61,6 +61,7 @@ class Settings:
     log_format: str = "text"
     """Of the server's own log: `text` or `json`."""
     keep_unused_s: float = 7 * 24 * 3600.0
+    stop_delay_s: float = 0.0
     max_values: int = 100_000
     max_values_bytes: int = 256 * 1024 * 1024
     log_limit_bytes: int = 64 * 1024 * 1024
@@ -87,6 +88,7 @@ _SPANS = {
     "grace": "seconds that a cancelled or timed out function has to clean up",
     "silence": "seconds without a word from a worker before the runner is asked for it",
     "unreachable": "seconds of silence of a worker that lives before it is stopped",
+    "stop_delay": "seconds that a server which was told to end serves on, while /readyz says that it is not ready",
     "keep_unused": "seconds that environments, images and bundles which no version uses are kept",
 }
 _SIZES = {

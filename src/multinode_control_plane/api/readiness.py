@@ -40,6 +40,11 @@ class Readiness:
         """It was asked to stop. ``why`` is a sentence for people."""
         self.state, self._why = DRAINING, why
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether clients are to go elsewhere."""
+        return self.state == DRAINING
+
     async def check(self) -> None:
         """Returns where it can serve. Raises NotReady with the reason."""
         if self.state != READY:

@@ -383,6 +383,8 @@ class Routing:
                 answer = await answer_to(self._plane, found, Request(scope, receive))
             else:
                 answer = found
+            if self._plane.readiness.is_draining:
+                answer.headers["connection"] = "close"  # the next request may go to another process
             metrics.answered(method, route, answer.status_code, asked.worked_s())
             await answer(scope, receive, send)
         finally:
