@@ -46,7 +46,9 @@ class History:
         self.attempt(state=model.STARTED, started_at=self.at, worker_state=model.EXCHANGED)
 
     def end(self, outcome: str, *, counts: bool = False) -> None:
-        error = None if outcome == "succeeded" else wire.FunctionError("no", "ValueError")
+        error = (
+            None if outcome == "succeeded" else wire.FunctionError("ValueError: no", "ValueError")
+        )
         self.attempts[-1] = replace(
             self.attempts[-1], state=model.ENDED, outcome=outcome, error=error, ended_at=self.at
         )

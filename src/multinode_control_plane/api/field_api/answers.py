@@ -339,4 +339,4 @@ def _worker_status(attempt: Attempt) -> str:
 def _error_message(error: wire.FunctionError | None) -> str:
     if error is None:
         return "The execution failed"
-    return shorten(f"{error.type}: {error.message}" if error.type else error.message)
+    return shorten(error.message)  # it begins with the class already
