@@ -355,6 +355,18 @@ def test_a_route_answers_whom_it_is_for(program: Program, endpoint: Any) -> None
             assert status != 403
 
 
+def test_a_key_for_one_project_sees_no_other(program: Program) -> None:
+    mine = Program(program.served, program.served.key("admin", "mine", "other"))
+    assert [p["project_name"] for p in mine.good("GET", "/projects")["projects"]] == ["other"]
+    mine.start("/projects/other/versions/latest/functions/f")
+    for path in ("/projects/shop", "/projects/shop/versions", f"{F}/invocations"):
+        assert mine.ask("GET", path)[0] == 403
+    ours = program.start()["invocation_id"]
+    path = f"/projects/other/versions/latest/functions/f/invocations/{ours}"
+    assert mine.ask("GET", path) == NO_INVOCATION
+    assert mine.ask("PUT", f"{path}/cancel") == NO_INVOCATION
+
+
 def test_another_scheme_is_403_too(program: Program) -> None:
     basic = {"Authorization": "Basic YTpi"}
     assert program.ask("GET", "/projects", **basic) == (403, "The API key is invalid")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from starlette.requests import Request
@@ -70,6 +72,12 @@ STARTING = (
 
 async def openapi(_call: Call) -> dict[str, Any]:
     """This document."""
+    return await asyncio.to_thread(_document)
+
+
+@cache
+def _document() -> dict[str, Any]:
+    """Made once, when it is first asked for."""
     return document(ENDPOINTS)
 
 

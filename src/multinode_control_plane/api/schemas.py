@@ -11,6 +11,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any
 
 from multinode import wire
@@ -126,15 +127,21 @@ def _parts(cls: type[Record]) -> Iterator[type[Record]]:
 
 def _described(cls: type[Record]) -> dict[str, str]:
     """The docstring below each field that has one."""
-    tree = ast.parse(inspect.getsource(cls)).body[0]
-    assert isinstance(tree, ast.ClassDef)
     found = {}
-    for field, below in zip(tree.body, tree.body[1:], strict=False):
+    body = _classes(cls.__module__)[cls.__name__].body
+    for field, below in zip(body, body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
             assert isinstance(field.target, ast.Name)
             assert isinstance(below.value, ast.Constant)
             found[field.target.id] = _text(str(below.value.value))
     return found
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """The classes of a module as its source has them."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _text(docstring: str | None) -> str:
