@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
 from collections import deque
 from functools import lru_cache
@@ -199,6 +200,9 @@ class Client:
 
     def _request(self, method: str, path: str, body: Any, *, timeout_s: float) -> Request:
         headers = dict(self._headers)
+        trace = _traceparent()
+        if trace is not None:
+            headers["traceparent"] = trace
         if body is not None:
             is_bytes = isinstance(body, bytes)
             headers["Content-Type"] = "application/octet-stream" if is_bytes else "application/json"
@@ -593,3 +597,20 @@ def _check_key(key: str) -> str:
         message = "The API key is empty, or has characters that no key has."
         raise errors.InputError(message, "Copy it again, as `multinode key create` printed it.")
     return key
+
+
+# --- traces ---
+
+
+def _traceparent() -> Optional[str]:
+    """The trace that this request is part of: the caller's, where it uses OpenTelemetry; else the worker's own.
+
+    Nothing is imported for it: who traces has imported it already.
+    """
+    tracing = sys.modules.get("opentelemetry.trace")
+    if tracing is not None:
+        context = tracing.get_current_span().get_span_context()
+        if context.is_valid:
+            return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    text = os.environ.get("TRACEPARENT", "")
+    return text if re.fullmatch(r"[\da-f]{2}-[\da-f]{32}-[\da-f]{16}-[\da-f]{2}", text) else None

@@ -142,6 +142,7 @@ invocations = sa.Table(
     sa.Column("values_kept", sa.BigInteger, nullable=False, default=0),
     sa.Column("values_bytes", sa.BigInteger, nullable=False, default=0),
     sa.Column("parent_id", sa.Text),
+    sa.Column("traceparent", sa.Text),
     sa.Column("request_key", sa.Text),
     sa.Column("idempotency_key", sa.Text),
     sa.Column("cancel_requested_at", sa.Float),

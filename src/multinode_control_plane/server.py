@@ -20,14 +20,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 import uvicorn
 
 from multinode import wire
-from multinode.errors import InputError, MultinodeError, StorageFull
+from multinode.errors import InputError, MissingExtra, MultinodeError, StorageFull
 from multinode_control_plane import admin_key, data_folder, migrations, model
 from multinode_control_plane.api.border import Border, KnownHosts
 from multinode_control_plane.api.calls import ControlPlane
@@ -45,6 +45,9 @@ from multinode_control_plane.service.executions import Context
 from multinode_control_plane.settings import DEFAULT_PORT, LOOPBACK, Settings, parser, resolve
 from multinode_control_plane.store import Store
 from multinode_control_plane.telemetry import log_lines
+
+if TYPE_CHECKING:
+    from multinode_control_plane.telemetry.tracing import Tracing
 
 log = logging.getLogger("multinode")
 
@@ -221,6 +224,7 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
     context = Context(settings, load_sealer(settings.data_dir / "secret.key"))
     scheduler = Scheduler(store, runner, context)
     stop = Stop()
+    tracing = open_tracing() if settings.traces else None
     plane = ControlPlane(
         store,
         scheduler,
@@ -229,6 +233,7 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
         context,
         stop.ask,
         store.database.name,
+        tracing=tracing,
     )
     await plane.read_keys()
     await scheduler.open(settings.worker_url or (door.url if door else url))
@@ -258,7 +263,23 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
         for serving in servers:
             await serving.end()
         await scheduler.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
         server_file.unlink(missing_ok=True)
+
+
+def open_tracing() -> Tracing:
+    """Sends traces from now on. Raises MissingExtra where OpenTelemetry is not installed."""
+    try:
+        from multinode_control_plane.telemetry.tracing import Tracing
+    except ImportError as error:
+        message = f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed here ({error})."
+        raise MissingExtra(
+            message,
+            "Install it with: pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http "
+            "(Multinode's extra [otel]), or unset the variable.",
+        ) from error
+    return Tracing()
 
 
 async def _collect_regularly(plane: ControlPlane) -> None:

@@ -60,6 +60,8 @@ class Settings:
     unreachable_s: float = 300.0
     log_format: str = "text"
     """Of the server's own log: `text` or `json`."""
+    traces: bool = False
+    """Whether OpenTelemetry's variables name where traces go."""
     keep_unused_s: float = 7 * 24 * 3600.0
     stop_delay_s: float = 0.0
     max_values: int = 100_000
@@ -73,7 +75,7 @@ class Settings:
         given = {
             _OPTIONS.get(name, name): str(value) if isinstance(value, Path) else value
             for name, value in asdict(self).items()
-            if name not in ("asked_capacity", "registry_key")
+            if name not in ("asked_capacity", "registry_key", "traces")
         }
         return {**given, "database": without_password(self.database)}
 
@@ -188,6 +190,7 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         allow_process=_switch(given("allow_process")),
         allowed_hosts=_hosts(given("allowed_hosts")),
         admin_key_file=_file(given("admin_key_file")),
+        traces=_has_traces(environ),
         log_format=_log_format(given("log_format")),
         **spans,  # type: ignore[arg-type]  # names and types are those of _SPANS and _SIZES
         **sizes,
@@ -199,6 +202,11 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
 
 def _file(text: str | None) -> Path | None:
     return None if text is None else Path(text).expanduser().absolute()
+
+
+def _has_traces(environ: Mapping[str, str]) -> bool:
+    names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return any(map(environ.get, names)) and environ.get("OTEL_SDK_DISABLED", "").lower() != "true"
 
 
 def _log_format(text: str | None) -> str:

@@ -75,6 +75,7 @@ class _Write(Generic[T]):
     job: Callable[[Transaction], T]
     future: Future[T] | asyncio.Future[T]
     durable: bool
+    writer: object = None
     put_at: float = field(default_factory=time.monotonic)
     result: T | None = None
     error: BaseException | None = None
@@ -144,8 +145,8 @@ class Store:
     """A database behind one writer thread and a few readers.
 
     ``tick(tx)`` is the scheduler's, called inside the transaction; ``perform(effects)`` is called on the loop
-    after each commit. ``on_commit(jobs, lasted_s)`` and ``on_failure(error)`` are called by the writer's thread, for whoever
-    counts.
+    after each commit. ``on_commit(writers, lasted_s)`` and ``on_failure(error)`` are called by the writer's thread, for whoever
+    counts; ``writers`` holds for each job what ``writer_of()`` said when it was given to `write`.
     """
 
     def __init__(self, database: Database | str) -> None:
@@ -169,7 +170,8 @@ class Store:
         self.changes = Changes()
         self.tick: Callable[[Transaction], None] = lambda tx: None
         self.perform: Callable[[list[object]], None] = lambda effects: None
-        self.on_commit: Callable[[int, float], None] = lambda jobs, lasted_s: None
+        self.writer_of: Callable[[], object] = lambda: None
+        self.on_commit: Callable[[list[object], float], None] = lambda writers, lasted_s: None
         self.on_failure: Callable[[Exception], None] = lambda error: None
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -200,7 +202,7 @@ class Store:
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
-        write = _Write(job, answer, durable)
+        write = _Write(job, answer, durable, self.writer_of())
         if urgent or self._closed:
             self._put(write)
         else:
@@ -307,7 +309,7 @@ class Store:
                 log.warning("the database is away: %s", error)
                 if not self._wait_for_database(batch, error, next(pauses)):
                     return
-        self.on_commit(len(batch), time.perf_counter() - began_at)
+        self.on_commit([write.writer for write in batch], time.perf_counter() - began_at)
         self._answer(batch, transactions)
 
     def _try(self, batch: list[_Write[Any]]) -> list[Transaction]:

@@ -106,7 +106,7 @@ def test_an_answer_has_the_requests_id_whatever_it_is(tmp_path):
 
 
 def test_an_internal_error_and_its_line_in_the_log_share_an_id(tmp_path, monkeypatch, logged):
-    def broken(*_arguments):
+    def broken(*_arguments, **_options):
         raise RuntimeError("a fault of ours")
 
     monkeypatch.setattr(installation.deployments, "list_projects", broken)

@@ -237,6 +237,7 @@ class ServedPlane:
         self.plane = Plane(home, **settings)
         self.bundles = Bundles(self.plane.context.settings.data_dir)
         self.stops: list[str] = []
+        self.tracing: Any = None
         self.url = ""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -265,7 +266,7 @@ class ServedPlane:
         await plane.open()
         self.api = ControlPlane(
             plane.store, plane.scheduler, plane.runner, self.bundles, plane.context,
-            self.stops.append, "sqlite",
+            self.stops.append, "sqlite", tracing=self.tracing,
         )  # fmt: skip
         listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from multinode.errors import NotAllowed
 from multinode_control_plane import __version__
 from multinode_control_plane.api.calls import error_response
+from multinode_control_plane.service import traceparent
 from multinode_control_plane.settings import host_name
 from multinode_control_plane.telemetry.request import Asked, current, request_id_of
 
@@ -59,6 +60,7 @@ class Border:
 
         headers = {k: v.decode("latin-1") for k, v in reversed(scope["headers"])}
         asked = Asked(request_id_of(headers.get(b"x-request-id")))
+        asked.traceparent = traceparent.valid(headers.get(b"traceparent"))
         current.set(asked)
 
         async def send_with_version(message: Message) -> None:

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -32,9 +32,13 @@ from multinode_control_plane.scheduler import Scheduler
 from multinode_control_plane.service import access, executions
 from multinode_control_plane.service.access import Caller, KeyRing
 from multinode_control_plane.service.executions import Context, hash_secret
+from multinode_control_plane.service.facts import Fact
 from multinode_control_plane.store import Store
 from multinode_control_plane.telemetry.metrics import Metrics
 from multinode_control_plane.telemetry.request import current, waited
+
+if TYPE_CHECKING:  # nothing of OpenTelemetry is imported where no endpoint is set
+    from multinode_control_plane.telemetry.tracing import Tracing
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -60,18 +64,25 @@ class ControlPlane:
     keys: KeyRing = field(default_factory=KeyRing)
     keys_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     metrics: Metrics = field(default_factory=Metrics)
+    tracing: Tracing | None = None
     readiness: Readiness = field(init=False)
 
     def __post_init__(self) -> None:
         self.readiness = Readiness(self.store)
-        self.store.on_commit, self.store.on_failure = (
-            self.metrics.committed,
-            self.metrics.commit_failed,
-        )
-        self.scheduler.tell, self.scheduler.runner_failed = (
-            self.metrics.note,
-            self.metrics.runner_failed,
-        )
+        self.store.on_commit, self.store.on_failure = self._committed, self.metrics.commit_failed
+        self.scheduler.tell, self.scheduler.runner_failed = self._tell, self.metrics.runner_failed
+        if self.tracing is not None:
+            self.store.writer_of = current.get
+
+    def _committed(self, writers: list[Any], lasted_s: float) -> None:
+        self.metrics.committed(len(writers), lasted_s)
+        if self.tracing is not None:
+            self.tracing.committed(writers, len(writers), lasted_s)
+
+    def _tell(self, fact: Fact) -> None:
+        self.metrics.note(fact)
+        if self.tracing is not None:
+            self.tracing.note(fact)
 
     async def read_keys(self) -> None:
         """Takes the keys from the store. One at a time: an older reading that came late would revive a revoked key."""

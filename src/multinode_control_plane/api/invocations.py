@@ -13,6 +13,7 @@ from multinode_control_plane.api import plain
 from multinode_control_plane.api.calls import MAX_WAIT_S, Call, until
 from multinode_control_plane.api.output import follow_logs, read_logs, with_heartbeats
 from multinode_control_plane.service import invocations as cases
+from multinode_control_plane.telemetry import request as asked
 
 MAX_WAITED_FOR = 10_000
 
@@ -21,9 +22,9 @@ async def start(call: Call) -> wire.StartAnswer:
     """Starts invocations of a function: all of the inputs, in their order, or none."""
     project, function = call.path("project"), call.path("function")
     request = plain.with_inputs(call.body)
-    catalog = call.plane.context.catalog
+    catalog, trace = call.plane.context.catalog, asked.trace()
     return await call.plane.store.write(
-        lambda tx: cases.start(tx, catalog, project, function, request)
+        lambda tx: cases.start(tx, catalog, project, function, request, traceparent=trace)
     )
 
 
@@ -182,7 +183,14 @@ async def cancel_many(call: Call) -> wire.CancelAnswer:
 async def retry(call: Call) -> wire.StartAnswer:
     """Starts a new invocation with the same input, of the project's latest version."""
     invocation_id, catalog = call.path("id"), call.plane.context.catalog
-    request_key = call.query("request_key") or ""
+    request_key, trace = call.query("request_key") or "", asked.trace()
     return await call.plane.store.write(
-        lambda tx: cases.retry(tx, catalog, invocation_id, request_key, within=call.caller.within)
+        lambda tx: cases.retry(
+            tx,
+            catalog,
+            invocation_id,
+            request_key,
+            within=call.caller.within,
+            traceparent=trace,
+        )
     )

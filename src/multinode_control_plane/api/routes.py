@@ -381,14 +381,18 @@ class Routing:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, and its answer."""
-        metrics, asked = self._plane.metrics, current.get() or Asked("")
+        metrics, tracing = self._plane.metrics, self._plane.tracing
+        asked = current.get() or Asked("")
         metrics.open_requests.inc()
         try:
             found = self._find(scope)
             method, route = "none", "none"
             if isinstance(found, Endpoint):
                 method, route = found.method, found.path
+                span = tracing.begin(asked, method, route) if tracing else None
                 answer = await answer_to(self._plane, found, Request(scope, receive))
+                if tracing:
+                    tracing.end(span, asked, answer.status_code)
             else:
                 answer = found
             if self._plane.readiness.is_draining:

@@ -25,11 +25,16 @@ from multinode.limits import MAX_CHARACTERS
 from multinode_control_plane import decide, model
 from multinode_control_plane.model import executions, invocations, queues, values, workers
 from multinode_control_plane.runners import WorkerEnd, WorkerLaunch
-from multinode_control_plane.service import rows, statements
+from multinode_control_plane.service import rows, statements, traceparent
 from multinode_control_plane.service.actions import ForgetWorker, SetTimer, StartWorker, StopWorker
 from multinode_control_plane.service.catalog import Catalog, Version
 from multinode_control_plane.service.dotenv import INTERPRETER_PREFIXES, Sealer
-from multinode_control_plane.service.facts import AttemptClaimed, AttemptEnded, WorkerNotMade
+from multinode_control_plane.service.facts import (
+    Attempt,
+    AttemptClaimed,
+    AttemptEnded,
+    WorkerNotMade,
+)
 from multinode_control_plane.service.invocations import end_pending, purge_if_empty
 from multinode_control_plane.service.statements import Row
 from multinode_control_plane.settings import Settings
@@ -317,7 +322,10 @@ def exchange(
         project=row.project,
         version_id=row.version_id,
         bundle_digest=version.row.bundle_digest,
-        dotenv=context.sealer.open(version.row.dotenv),
+        dotenv={
+            **_trace_variables(row, execution, traces=context.settings.traces),
+            **context.sealer.open(version.row.dotenv),
+        },
         function=row.function,
         execution_id=execution.execution_id,
         invocation_id=row.invocation_id,
@@ -332,6 +340,14 @@ def exchange(
     return assignment, WorkerIdentity(
         worker.worker_id, row.project, row.version_id, row.invocation_id
     )
+
+
+def _trace_variables(row: Row, execution: Row, *, traces: bool) -> dict[str, str]:
+    """What makes the code's own spans part of the caller's trace, below the execution's span where there will be one."""
+    if row.traceparent is None:
+        return {}
+    own = traceparent.of_execution(row.traceparent, execution.execution_id)
+    return {traceparent.VARIABLE: own if traces else row.traceparent}
 
 
 def _code_fits(worker: Row, request: wire.ExchangeRequest) -> bool:
@@ -374,9 +390,28 @@ def claim(tx: Transaction, who: WorkerIdentity, request: wire.Claim) -> wire.Ord
         _set_deadline(tx, who.worker_id, None)
         queued_at = row.created_at if row.queued_at is None else row.queued_at
         queued_s, starting_s = execution.created_at - queued_at, tx.now - execution.created_at
-        tx.after_commit(AttemptClaimed(row.project, max(0.0, queued_s), max(0.0, starting_s)))
+        tx.after_commit(
+            AttemptClaimed(
+                row.project,
+                _attempt(row, execution),
+                tx.now,
+                max(0.0, queued_s),
+                max(0.0, starting_s),
+            )
+        )
         return wire.Order()
     return _order(row)
+
+
+def _attempt(row: Row, execution: Row) -> Attempt:
+    return Attempt(
+        row.invocation_id,
+        execution.execution_id,
+        execution.worker_id,
+        row.function,
+        execution.attempt,
+        row.traceparent,
+    )
 
 
 def watch(connection: sa.Connection, who: WorkerIdentity, request: wire.Watch) -> wire.Order:
@@ -518,7 +553,9 @@ def _end(
     )
     _end_execution(tx, execution, end)
     lasted_s = None if execution.started_at is None else max(0.0, tx.now - execution.started_at)
-    tx.after_commit(AttemptEnded(row.project, end.outcome, lasted_s))
+    tx.after_commit(
+        AttemptEnded(row.project, _attempt(row, execution), tx.now, end.outcome, lasted_s)
+    )
     columns: dict[str, Any] = {
         "error": None if settled.error is None else wire.to_plain(settled.error),
         "num_failed_attempts": row.num_failed_attempts + int(settled.failed),

@@ -17,6 +17,18 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """Which one. ``traceparent`` is that of the start of its invocation, None where that had none."""
+
+    invocation_id: str
+    execution_id: str
+    worker_id: str
+    function: str
+    number: int
+    traceparent: str | None
+
+
+@dataclass(frozen=True)
 class InvocationsStarted(Fact):
     """``count`` new ones, in one request."""
 
@@ -32,16 +44,20 @@ class InvocationEnded(Fact):
 
 @dataclass(frozen=True)
 class AttemptClaimed(Fact):
-    """A worker has it: it waited ``queued_s`` for a slot and room, then ``starting_s`` until its worker's claim."""
+    """A worker has it, since ``at`` (POSIX time): it waited ``queued_s`` for a slot and room, then ``starting_s`` until its worker's claim."""
 
+    attempt: Attempt
+    at: float
     queued_s: float
     starting_s: float
 
 
 @dataclass(frozen=True)
 class AttemptEnded(Fact):
-    """``outcome`` is ``succeeded``, ``failed``, ``lost``, ``timed_out`` or ``cancelled``; ``lasted_s`` is since its claim, None where it had none."""
+    """It ended ``at``. ``outcome`` is ``succeeded``, ``failed``, ``lost``, ``timed_out`` or ``cancelled``; ``lasted_s`` is since its claim, None where it had none."""
 
+    attempt: Attempt
+    at: float
     outcome: str
     lasted_s: float | None
 

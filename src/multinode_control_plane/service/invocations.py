@@ -39,9 +39,15 @@ VALUES_PAGE_BYTES = 4 * 1024 * 1024
 
 
 def start(
-    tx: Transaction, catalog: Catalog, project: str, function: str, request: wire.StartRequest
+    tx: Transaction,
+    catalog: Catalog,
+    project: str,
+    function: str,
+    request: wire.StartRequest,
+    *,
+    traceparent: str | None = None,
 ) -> wire.StartAnswer:
-    """Creates the invocations, all or none. The same request again gets the same ids."""
+    """Creates the invocations, all or none. The same request again gets the same ids. ``traceparent`` is a valid one."""
     _check_start(request)
     project_row = rows.live_project(tx.connection, project)
     version_id = project_row.latest_version_id
@@ -67,6 +73,7 @@ def start(
         "parent_id": request.parent_id,
         "request_key": request.request_key or None,
         "idempotency_key": request.idempotency_key,
+        "traceparent": traceparent,
         "created_at": tx.now,
     }
     ids = [model.new_id("inv") for _ in request.inputs]
@@ -344,6 +351,7 @@ def retry(
     request_key: str = "",
     *,
     within: str | None = None,
+    traceparent: str | None = None,
 ) -> wire.StartAnswer:
     """Starts a new invocation of the latest version with the same input; one for each ``request_key``."""
     row = rows.invocation(tx.connection, invocation_id, within=within)
@@ -353,6 +361,7 @@ def retry(
         row.project,
         row.function,
         wire.StartRequest(inputs=[row.input], request_key=request_key),
+        traceparent=traceparent,
     )
 
 

@@ -27,6 +27,8 @@ class Asked:
     request_id: str
     began_at: float = field(default_factory=time.perf_counter)
     waited_s: float = 0.0
+    traceparent: str | None = None
+    """Of the caller, valid; then of the request's own span, where spans are made."""
     project: str | None = None
     invocation_id: str | None = None
     worker_id: str | None = None
@@ -54,3 +56,9 @@ def waited(seconds: float) -> None:
     asked = current.get()
     if asked is not None:
         asked.waited_s += seconds
+
+
+def trace() -> str | None:
+    """The traceparent of the request that is being answered, kept with what it starts."""
+    asked = current.get()
+    return asked.traceparent if asked else None

@@ -26,6 +26,7 @@ from multinode_control_plane.service import invocations as cases
 from multinode_control_plane.service.catalog import Version
 from multinode_control_plane.service.snapshots import Snapshot
 from multinode_control_plane.store import Transaction
+from multinode_control_plane.telemetry import request as asked
 
 MAX_PROJECT_NAME = 64
 LOG_PAGE = 250
@@ -154,7 +155,8 @@ async def start(call: Call) -> Plain:
             parent_id=_parent_id(tx.connection, version, body.parent_invocation),
         )
         catalog, project = call.plane.context.catalog, version.row.project
-        (made,) = cases.start(tx, catalog, project, function, request).invocation_ids
+        answer = cases.start(tx, catalog, project, function, request, traceparent=asked.trace())
+        (made,) = answer.invocation_ids
         return snapshots.invocation(tx.connection, version, function, made)
 
     return answers.invocation_info(await call.plane.store.write(begin))
