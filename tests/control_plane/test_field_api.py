@@ -356,7 +356,7 @@ def test_a_route_answers_whom_it_is_for(program: Program, endpoint: Any) -> None
 
 
 def test_a_key_for_one_project_sees_no_other(program: Program) -> None:
-    mine = Program(program.served, program.served.key("admin", "mine", "other"))
+    mine = Program(program.served, program.served.key("deploy", "mine", "other"))
     assert [p["project_name"] for p in mine.good("GET", "/projects")["projects"]] == ["other"]
     mine.start("/projects/other/versions/latest/functions/f")
     for path in ("/projects/shop", "/projects/shop/versions", f"{F}/invocations"):

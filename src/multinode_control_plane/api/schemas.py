@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from multinode import wire
@@ -129,7 +130,7 @@ def _described(cls: type[Record]) -> dict[str, str]:
     """The docstring below each field that has one."""
     found = {}
     body = _classes(cls.__module__)[cls.__name__].body
-    for field, below in zip(body, body[1:], strict=False):
+    for field, below in pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
             assert isinstance(field.target, ast.Name)
             assert isinstance(below.value, ast.Constant)
