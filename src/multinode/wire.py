@@ -544,6 +544,26 @@ class KeyInfo(Record):
     """The only project that the key is for; None is all of them."""
 
 
+class AuditLine(Record):
+    """Something that somebody did. ``count`` over 1: to so many, of which ``target`` is the first."""
+
+    at: str
+    key_name: str
+    role: str
+    action: str
+    """``deploy``, ``rollback``, ``remove``, ``invoke``, ``retry``, ``cancel``, ``make key``, ``revoke key`` or ``stop server``."""
+    target: str
+    project: Optional[str] = None
+    count: int = 1
+
+
+class AuditLog(Record):
+    """Answer of ``GET /v1/audit``: a page, newest first. ``next_offset`` is the ``offset`` of the next page."""
+
+    lines: List[AuditLine]
+    next_offset: Optional[str] = None
+
+
 # --- workers --------------------------------------------------------------------------------------------
 
 

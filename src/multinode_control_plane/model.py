@@ -52,6 +52,20 @@ keys = sa.Table(
     sa.Column("project", sa.Text),  # the only one that the key is for; NULL is all of them
 )
 
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("seq", sa.Integer().with_variant(sa.BigInteger, "postgresql"), primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("key_name", sa.Text, nullable=False),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("project", sa.Text),
+    sa.Column("count", sa.Integer, nullable=False),
+    sqlite_autoincrement=True,
+)
+
 bundle_projects = sa.Table(
     "bundle_projects",
     metadata,

@@ -44,6 +44,9 @@ SUMMARIES = {
         "profile": "List the profiles of `multinode login`, and choose one.",
         "key": "Make, list and revoke API keys.",
     },
+    "audit": {
+        "audit": "Print who deployed, invoked, cancelled, removed, and made or revoked keys, oldest first.",
+    },
     "doctor": {
         "doctor": "Check Python, uv, Docker, the control plane, credentials, clock and disk.",
     },

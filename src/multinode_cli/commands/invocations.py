@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -32,13 +31,20 @@ from multinode_cli.commands.names import (
     VersionId,
 )
 from multinode_cli.commands.plain_values import whole_number
-from multinode_cli.commands.shown import age, between, counted, failure, invocation_data, value_text
+from multinode_cli.commands.shown import (
+    age,
+    between,
+    counted,
+    failure,
+    invocation_data,
+    span_s,
+    value_text,
+)
 from multinode_cli.console import Console
 
 commands = Commands()
 
 _MAX_PAGES = 20
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _Invocation = Annotated[
     str | None, typer.Argument(metavar="INVOCATION", help="The id, inv-….", show_default=False)
 ]
@@ -146,7 +152,7 @@ def logs(
     """
     number = None if attempt is None else whole_number(attempt, "--attempt", least=1)
     lines = whole_number(tail, "--tail", least=0)
-    since_s = None if since is None else _span_s(since)
+    since_s = None if since is None else span_s(since)
     if execution_id:
         detail = names.execution(session, execution_id, invocation, invocation_id)
         name, number = detail.invocation.invocation_id, _attempt(detail, number)
@@ -204,14 +210,6 @@ def _coloured(console: Console, stream: str, text: str) -> str:
         return text
     style = "dim" if stream == "system" else "yellow"
     return "\n".join(console.styled(line, style) if line else "" for line in text.split("\n"))
-
-
-def _span_s(text: str) -> float:
-    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
-    if matched is None:
-        message = f"--since {text!r} is no span of time."
-        raise InputError(message, "Write it like 30s, 10m, 2h or 1d.")
-    return float(matched[1]) * _UNITS_S[matched[2]]
 
 
 @commands.add("result")

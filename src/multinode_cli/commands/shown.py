@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime, timezone
 from typing import Any
 
 from multinode.errors import (
+    InputError,
     InvocationFailedError,
     MultinodeError,
     RemoteInvocationCancelledError,
@@ -124,3 +126,15 @@ def ended_line(invocation: InvocationInfo) -> str:
     retries = invocation.num_failed_attempts
     failed = f", {counted(retries, 'failed attempt')}" if retries else ""
     return f"{invocation.status}  {invocation.invocation_id}  {times}{failed}"
+
+
+def span_s(text: str) -> float:
+    """Seconds of ``30s``, ``10m``, ``2h`` or ``1d``. Raises InputError."""
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
+    if matched is None:
+        message = f"--since {text!r} is no span of time."
+        raise InputError(message, "Write it like 30s, 10m, 2h or 1d.")
+    return float(matched[1]) * _UNITS_S[matched[2]]
+
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -29,11 +29,12 @@ from multinode_control_plane.api.readiness import Readiness
 from multinode_control_plane.runners import Runner
 from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.scheduler import Scheduler
-from multinode_control_plane.service import access, executions
+from multinode_control_plane.service import access, audit, executions
 from multinode_control_plane.service.access import Caller, KeyRing
+from multinode_control_plane.service.audit import Act
 from multinode_control_plane.service.executions import Context, hash_secret
 from multinode_control_plane.service.facts import Fact
-from multinode_control_plane.store import Store
+from multinode_control_plane.store import Store, Transaction
 from multinode_control_plane.telemetry.metrics import Metrics
 from multinode_control_plane.telemetry.request import current, waited
 
@@ -99,6 +100,18 @@ class Call:
     request: Request
     body: Any
     asked: Mapping[str, str | float | bool | None] = field(default_factory=dict)
+
+    async def act(self, job: Callable[[Transaction], T], told: Callable[[T], Act | None]) -> T:
+        """As ``store.write(job)``; in the same transaction the audit log gets the line that ``told`` makes of the result."""
+
+        def both(tx: Transaction) -> T:
+            result = job(tx)
+            act = told(result)
+            if act is not None:
+                audit.note(tx, self.caller, act)
+            return result
+
+        return await self.plane.store.write(both)
 
     def path(self, name: str) -> str:
         """A part of the path. Raises InvalidRequest where it holds what no name holds."""

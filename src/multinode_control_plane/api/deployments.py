@@ -13,6 +13,7 @@ from multinode_control_plane.api.calls import Call, until
 from multinode_control_plane.api.output import with_heartbeats
 from multinode_control_plane.service import bundles, rows
 from multinode_control_plane.service import deployments as cases
+from multinode_control_plane.service.audit import Act
 
 
 async def list_projects(call: Call) -> list[wire.ProjectInfo]:
@@ -42,13 +43,16 @@ async def get_version(call: Call) -> wire.VersionInfo:
 async def make_latest(call: Call) -> wire.VersionItem:
     """Makes a version the project's latest."""
     project, version_id = call.path("project"), call.body.version_id
-    return await call.plane.store.write(lambda tx: cases.make_latest(tx, project, version_id))
+    return await call.act(
+        lambda tx: cases.make_latest(tx, project, version_id),
+        lambda made: Act("rollback", made.version_id, project),
+    )
 
 
 async def delete(call: Call) -> wire.DeletedProject:
     """Cancels what is in flight in a project, then removes it with all that belongs to it."""
     project = call.path("project")
-    await call.plane.store.write(lambda tx: cases.delete(tx, project))
+    await call.act(lambda tx: cases.delete(tx, project), lambda _: Act("remove", project, project))
 
     async def look() -> tuple[bool, wire.DeletedProject]:
         left = await call.plane.store.read(lambda connection: cases.in_flight(connection, project))
@@ -167,4 +171,13 @@ async def register(call: Call) -> wire.RegisterAnswer:
         )
     await _check_own_bundle(call, request.bundle_digest)
     plane.bundles.path(request.bundle_digest)  # must be here
-    return await plane.store.write(lambda tx: cases.register(tx, plane.context, project, request))
+    return await call.act(
+        lambda tx: cases.register(tx, plane.context, project, request),
+        lambda answer: None if request.plan else _deployed(answer),
+    )
+
+
+def _deployed(answer: wire.RegisterAnswer) -> Act | None:
+    """Nothing, where nothing was changed."""
+    has_changed = answer.created or answer.made_latest
+    return Act("deploy", answer.version_id, answer.project) if has_changed else None

@@ -16,7 +16,8 @@ from multinode.errors import InvalidRequest
 from multinode_control_plane import __version__, model
 from multinode_control_plane.api.calls import Call, ControlPlane
 from multinode_control_plane.runners.storage import DEPLOY_S, OUTPUT, Limits, Stored, superfluous
-from multinode_control_plane.service import access, deployments, usage
+from multinode_control_plane.service import access, audit, deployments, usage
+from multinode_control_plane.service.audit import Act
 from multinode_control_plane.telemetry import scrape
 
 STOP_MODES = ("drain", "now", "restart")
@@ -88,7 +89,9 @@ async def stop(call: Call) -> wire.Empty:
     if call.body.mode not in STOP_MODES:
         message = f"There is no mode {call.body.mode!r:.50}."
         raise InvalidRequest(message, f"One of: {', '.join(STOP_MODES)}.")
-    call.plane.stop(call.body.mode)
+    mode = call.body.mode
+    await call.act(lambda _: None, lambda _: Act("stop server", mode))
+    call.plane.stop(mode)
     return wire.Empty()
 
 
@@ -139,6 +142,19 @@ def _told(gone: Iterable[tuple[Stored, str, str]]) -> list[wire.Collected]:
     return items
 
 
+async def audit_log(call: Call) -> wire.AuditLog:
+    """Who has done what, newest first."""
+    offset, since_s = call.number("offset"), call.number("since_s")
+    return await call.plane.store.read(
+        lambda connection: audit.page(
+            connection,
+            since=time.time() - since_s if since_s else None,
+            project=call.query("project"),
+            offset=int(offset) if offset else None,
+        )
+    )
+
+
 async def list_keys(call: Call) -> list[wire.KeyInfo]:
     """All API keys by name, without the keys themselves."""
     return await call.plane.store.read(access.list_keys)
@@ -147,7 +163,10 @@ async def list_keys(call: Call) -> list[wire.KeyInfo]:
 async def create_key(call: Call) -> wire.KeyInfo:
     """A new API key, which is told this once."""
     request = call.body
-    made = await call.plane.store.write(lambda tx: access.create_key(tx, request))
+    made = await call.act(
+        lambda tx: access.create_key(tx, request),
+        lambda info: Act("make key", info.name, info.project),
+    )
     await call.plane.read_keys()
     return made
 
@@ -155,6 +174,9 @@ async def create_key(call: Call) -> wire.KeyInfo:
 async def revoke_key(call: Call) -> wire.KeyInfo:
     """Revokes an API key."""
     name = call.path("name")
-    revoked = await call.plane.store.write(lambda tx: access.revoke_key(tx, name))
+    revoked = await call.act(
+        lambda tx: access.revoke_key(tx, name),
+        lambda info: Act("revoke key", info.name, info.project),
+    )
     await call.plane.read_keys()
     return revoked

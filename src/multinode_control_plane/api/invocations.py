@@ -13,6 +13,8 @@ from multinode_control_plane.api import plain
 from multinode_control_plane.api.calls import MAX_WAIT_S, Call, until
 from multinode_control_plane.api.output import follow_logs, read_logs, with_heartbeats
 from multinode_control_plane.service import invocations as cases
+from multinode_control_plane.service.audit import Act
+from multinode_control_plane.store import Transaction
 from multinode_control_plane.telemetry import request as asked
 
 MAX_WAITED_FOR = 10_000
@@ -23,9 +25,15 @@ async def start(call: Call) -> wire.StartAnswer:
     project, function = call.path("project"), call.path("function")
     request = plain.with_inputs(call.body)
     catalog, trace = call.plane.context.catalog, asked.trace()
-    return await call.plane.store.write(
-        lambda tx: cases.start(tx, catalog, project, function, request, traceparent=trace)
+    return await call.act(
+        lambda tx: cases.start(tx, catalog, project, function, request, traceparent=trace),
+        lambda made: _started("invoke", made, project),
     )
+
+
+def _started(action: str, made: wire.StartAnswer, project: str | None) -> Act | None:
+    ids = made.invocation_ids
+    return Act(action, ids[0], project, len(ids)) if made.created else None
 
 
 async def get(call: Call) -> wire.InvocationInfo:
@@ -160,7 +168,7 @@ def _check_attempt(invocation_id: str, attempt: int, last: int) -> None:
 async def cancel(call: Call) -> wire.InvocationInfo:
     """Asks for an invocation's cancellation, and for its children's. One that has ended stays as it is."""
     invocation_id, within = call.path("id"), call.caller.within
-    await call.plane.store.write(lambda tx: cases.cancel(tx, [invocation_id], within=within))
+    await _cancel(call, [invocation_id])
     return await call.plane.store.read(
         lambda connection: cases.get(connection, invocation_id, time.time(), within)
     )
@@ -169,23 +177,43 @@ async def cancel(call: Call) -> wire.InvocationInfo:
 async def cancel_many(call: Call) -> wire.CancelAnswer:
     """Asks for the cancellation of these invocations, or of all in flight of a project or function."""
     request: wire.CancelRequest = call.body
-    within = call.caller.within
     if (request.invocation_ids is None) == (request.project is None):
         message = "Either invocation_ids or a project is needed."
         raise InvalidRequest(message)
     if request.invocation_ids is not None:
-        ids = request.invocation_ids
-        return await call.plane.store.write(lambda tx: cases.cancel(tx, ids, within=within))
+        return await _cancel(call, request.invocation_ids)
     project, function = call.caller.check(request.project or ""), request.function
-    return await call.plane.store.write(lambda tx: cases.cancel_all(tx, project, function))
+    return await call.act(
+        lambda tx: cases.cancel_all(tx, project, function),
+        lambda answer: _cancelled(answer, project),
+    )
+
+
+async def _cancel(call: Call, invocation_ids: list[str]) -> wire.CancelAnswer:
+    """Cancels these; the audit log names the project of the first."""
+    projects: list[str] = []
+
+    def cancel_them(tx: Transaction) -> wire.CancelAnswer:
+        answer = cases.cancel(tx, invocation_ids, within=call.caller.within)
+        projects[:] = [cases.project_of(tx.connection, each) for each in answer.requested[:1]]
+        return answer
+
+    return await call.act(cancel_them, lambda answer: _cancelled(answer, *projects))
+
+
+def _cancelled(answer: wire.CancelAnswer, project: str | None = None) -> Act | None:
+    asked = answer.requested
+    return Act("cancel", asked[0], project, len(asked)) if asked else None
 
 
 async def retry(call: Call) -> wire.StartAnswer:
     """Starts a new invocation with the same input, of the project's latest version."""
     invocation_id, catalog = call.path("id"), call.plane.context.catalog
     request_key, trace = call.query("request_key") or "", asked.trace()
-    return await call.plane.store.write(
-        lambda tx: cases.retry(
+    projects: list[str] = []
+
+    def start_again(tx: Transaction) -> wire.StartAnswer:
+        made = cases.retry(
             tx,
             catalog,
             invocation_id,
@@ -193,4 +221,7 @@ async def retry(call: Call) -> wire.StartAnswer:
             within=call.caller.within,
             traceparent=trace,
         )
-    )
+        projects[:] = [cases.project_of(tx.connection, invocation_id)]
+        return made
+
+    return await call.act(start_again, lambda made: _started("retry", made, projects[0]))

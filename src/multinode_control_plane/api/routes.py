@@ -104,6 +104,17 @@ ENDPOINTS = (
         role="admin",
         query=(Query("dry_run", "Only tell what would be removed.", "flag"),),
     ),
+    Endpoint(
+        "GET",
+        "/v1/audit",
+        installation.audit_log,
+        role="admin",
+        query=(
+            Query("project", "Only what was done to this project."),
+            Query("since_s", "Only what was done in the last so many seconds.", "number"),
+            Query("offset", "The `next_offset` of the page before.", "whole"),
+        ),
+    ),
     Endpoint("GET", "/v1/keys", installation.list_keys, role="admin"),
     Endpoint(
         "POST",

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from multinode.errors import IncompatibleVersion
 from multinode_control_plane.databases import Database
 
-HEAD = "0005"
+HEAD = "0006"
 """The schema that this release reads and writes: the newest file in ``versions/``."""
 
 

@@ -263,6 +263,11 @@ def page(
     )
 
 
+def project_of(connection: sa.Connection, invocation_id: str) -> str:
+    """The project of an invocation that there is."""
+    return str(rows.invocation(connection, invocation_id).project)
+
+
 def cancel(
     tx: Transaction, invocation_ids: Sequence[str], *, within: str | None = None
 ) -> wire.CancelAnswer:

@@ -23,6 +23,7 @@ from multinode_control_plane.api.parameters import Query
 from multinode_control_plane.model import invocations as invocations_table
 from multinode_control_plane.service import deployments, rows, snapshots, statements
 from multinode_control_plane.service import invocations as cases
+from multinode_control_plane.service.audit import Act
 from multinode_control_plane.service.catalog import Version
 from multinode_control_plane.service.snapshots import Snapshot
 from multinode_control_plane.store import Transaction
@@ -115,7 +116,7 @@ async def delete_project(call: Call) -> Plain:
         deployments.delete(tx, name)
         return answers.project_info(row, tx.now if row.deleting_at is None else row.deleting_at)
 
-    return await call.plane.store.write(delete)
+    return await call.act(delete, lambda _: Act("remove", name, name))
 
 
 async def register_images(call: Call) -> Plain:
@@ -159,7 +160,8 @@ async def start(call: Call) -> Plain:
         (made,) = answer.invocation_ids
         return snapshots.invocation(tx.connection, version, function, made)
 
-    return answers.invocation_info(await call.plane.store.write(begin))
+    made = await call.act(begin, lambda found: Act("invoke", found.invocation_id, found.project))
+    return answers.invocation_info(made)
 
 
 def _parent_id(connection: sa.Connection, version: Version, parent: ParentRef | None) -> str | None:
@@ -224,7 +226,8 @@ async def cancel(call: Call) -> Plain:
         cases.cancel(tx, [known.invocation_id])
         return _invocation(call, tx.connection)
 
-    return answers.invocation_info(await call.plane.store.write(ask))
+    asked = await call.act(ask, lambda found: Act("cancel", found.invocation_id, found.project))
+    return answers.invocation_info(asked)
 
 
 async def get_execution(call: Call) -> Plain:
