@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.control_plane import client_of_2023
 from tests.control_plane.told_plane import ServedPlane, serving
 
@@ -261,6 +263,9 @@ def test_logs_go_on_where_they_stopped(program: Program) -> None:
     ("path", "expected"),
     [
         ("/projects/no", NO_PROJECT),
+        ("/projects/a%2Fb", NO_PROJECT),
+        ("/projects/a%2fb/versions/latest", NO_PROJECT),
+        ("/projects/shop/versions/latest/functions/a%2Fb/invocations", NO_FUNCTION),
         ("/projects/no/versions", NO_PROJECT),
         ("/projects/no/versions/no/functions/no/invocations/no", NO_PROJECT),
         ("/projects/shop/versions/ver-no", NO_VERSION),
@@ -318,6 +323,36 @@ def test_what_does_not_validate_is_a_list_of_faults(
     status, (fault,) = program.ask(method, path, body)
     assert status == 422
     assert set(fault) == {"loc", "msg", "type"}
+
+
+ANYTHING = st.text(min_size=1, max_size=20) | st.sampled_from(
+    ["latest", "f", "shop", "\0", "9" * 30]
+)
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["input", "parent_invocation", "function_name"]), inner),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(
+    endpoint=st.sampled_from([e for e in FIELD_ENDPOINTS if not e.public]),
+    names=st.lists(ANYTHING, min_size=5, max_size=5),
+    query=st.dictionaries(st.sampled_from(["initial_offset", "max_results", "max_lines", "status", "parent_invocation_id"]), ANYTHING),
+    body=JUNK,
+)  # fmt: skip
+def test_nothing_that_is_asked_is_a_fault_of_the_server(
+    program: Program, endpoint: Any, names: Any, query: Any, body: Any
+) -> None:
+    quoted = [urllib.parse.quote(name.encode("utf-8", "replace"), safe="") for name in names]
+    parts = dict(zip(("project", "version", "function", "invocation", "execution"), quoted, strict=True))  # fmt: skip
+    if endpoint.method != "DELETE":
+        parts["project"] = "shop"
+    asked = urllib.parse.urlencode(query, errors="replace")
+    path = f"{endpoint.path.format(**parts)}?{asked}"
+    status, detail = program.ask(endpoint.method, path, body)
+    assert status in (200, 400, 404, 409, 422), (path, detail)
 
 
 def test_an_input_of_exactly_the_limit_is_taken(program: Program) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
+from urllib.parse import unquote
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -415,7 +416,7 @@ class Routing:
 
     def _find(self, scope: Scope) -> Endpoint | Response:
         """The endpoint, its path's parameters put into ``scope``, or the answer that there is none."""
-        path, method = "/" + scope["path"].lstrip("/"), scope["method"]
+        path, method = _path(scope), scope["method"]
         for pattern, methods in self._paths:
             match = pattern.match(path)
             if match is not None:
@@ -423,6 +424,18 @@ class Routing:
                 found = methods.get("GET" if method == "HEAD" else method)
                 return found or _no_method(scope, methods)
         return _in_both_words(NotFound(f"There is nothing at {path!r:.200}."), "Not Found")
+
+
+def _path(scope: Scope) -> str:
+    """The path, decoded. A base URL with a slash at its end gives two at the beginning.
+
+    A slash within a name (``%2F``) becomes one that divides nothing: nothing has such a name, and that is what is to be said.
+    """
+    path, raw = str(scope["path"]), scope.get("raw_path") or b""
+    if b"%2f" in raw.lower():
+        parts = raw.decode("ascii").split("/")
+        path = "/".join(unquote(part).replace("/", "\N{DIVISION SLASH}") for part in parts)
+    return "/" + path.lstrip("/")
 
 
 def _no_method(scope: Scope, methods: Iterable[str]) -> Response:
