@@ -35,6 +35,9 @@ SUMMARIES = {
         "cancel": "Ask for cancellation of invocations, or of everything in flight of a function. Asks; does not wait.",
         "retry": "Start a new invocation with the input of another one, and print its id.",
     },
+    "replaying": {
+        "replay": "Run an invocation's stored input here, on the local code of tasks/.",
+    },
     "server": {
         "server": "Start, stop and look at the local control plane.",
     },

@@ -160,5 +160,5 @@ def run(
     Example: multinode run add 1 b=2
     """
     given = read_arguments(arguments or [], input_file)
-    text = local_run.run(session.project_file, function, given, session.console)
+    text = local_run.run(session.project_file, function, lambda: given, session.console)
     return Answer({"result": plain(text)}, lambda console: console.out(value_text(text)))

@@ -6,8 +6,9 @@ import inspect
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multinode.codec import encode_output
 from multinode.errors import ArgumentsError, FunctionNotFound, ImportFailed, OperationFailed
@@ -17,9 +18,21 @@ from multinode_cli.console import Console
 from multinode_cli.errors import nearest, raise_for_problems
 from multinode_cli.tasks_folder import ProjectFile, read_dotenv
 
+if TYPE_CHECKING:
+    from pdb import Pdb
 
-def run(project: ProjectFile, name: str, given: Given, console: Console) -> str:
+
+def run(
+    project: ProjectFile,
+    name: str,
+    read_given: Callable[[], Given],
+    console: Console,
+    *,
+    debugged: bool = False,
+) -> str:
     """The function's result as jsonpickle text; yielded values are told as they come.
+
+    ``read_given`` says the arguments, once ``main.py`` is imported. ``debugged``: pdb stops at the first line, and where it raises.
 
     Raises ImportFailed, FunctionNotFound, ArgumentsError, and OperationFailed where the function raises.
     """
@@ -32,6 +45,7 @@ def run(project: ProjectFile, name: str, given: Given, console: Console) -> str:
     raise_for_problems(problems, "Correct this.")
     os.environ.update(values)
     function = _find(_import_main(project, console), name)
+    given = read_given()
     positional, named = given
     try:
         inspect.signature(function).bind(*positional, **named)
@@ -39,11 +53,37 @@ def run(project: ProjectFile, name: str, given: Given, console: Console) -> str:
         message = f"{name}: {error}."
         raise ArgumentsError(message, f"It is {name}{inspect.signature(function)}.") from error
     try:
+        if debugged:
+            return _debugger().runcall(_run, function, given, console) or "null"
         return _run(function, given, console)
     except Exception as error:
         _tell(error, project, console)
+        if debugged:
+            _post_mortem(error)
         message = f"{name} raised {type(error).__name__}: {error}"
         raise OperationFailed(message) from error
+
+
+_NOT_THEIRS = ["multinode*", "asyncio*", "contextlib", "inspect", "selectors"]
+
+
+def _debugger() -> Pdb:
+    """One that stops in the user's code alone."""
+    from pdb import Pdb  # lazy: start-up time
+
+    class AtLines(Pdb):
+        """Stops at a function's first line, not at its call before that."""
+
+        def user_call(self, frame: Any, argument_list: Any) -> None:
+            """Goes on to the line."""
+
+    return AtLines(skip=_NOT_THEIRS)
+
+
+def _post_mortem(error: Exception) -> None:
+    import pdb  # lazy, as above
+
+    pdb.post_mortem(error.__traceback__)
 
 
 def _import_main(project: ProjectFile, console: Console) -> Any:
