@@ -22,6 +22,9 @@ MAX_DELAY_S = 30 * 24 * 3600.0
 """Longest ``with_options(delay=…)``."""
 
 MAX_BUNDLE_BYTES = 100 * 1024 * 1024
+MAX_UNPACKED_BYTES = 1024 * 1024 * 1024
+"""Of a bundle's files together, and what else its archive holds."""
+MAX_BUNDLE_FILES = 100_000
 MAX_ERROR_CHARACTERS = 16_000
 """Longest traceback and longest error message that are kept; the middle is left out."""
 
