@@ -192,14 +192,19 @@ class Relay:
             if self.is_cut:
                 client.close()
                 continue
-            with suppress(OSError):
+            try:
                 server = socket.create_connection(("127.0.0.1", self._port))
-                self._pairs.append((client, server))
-                lost = threading.Event()
-                threading.Thread(target=self._up, args=(client, server, lost), daemon=True).start()
-                threading.Thread(
-                    target=self._down, args=(server, client, lost), daemon=True
-                ).start()
+            except OSError:
+                client.close()
+                continue
+            self._pairs.append((client, server))
+            lost = threading.Event()
+            threading.Thread(target=self._up, args=(client, server, lost), daemon=True).start()
+            threading.Thread(target=self._down, args=(server, client, lost), daemon=True).start()
+
+    def lead_to(self, port: int) -> None:
+        """From now on new connections go there."""
+        self._port = port
 
     def _up(self, client: socket.socket, server: socket.socket, lost: threading.Event) -> None:
         with suppress(OSError):

@@ -27,13 +27,20 @@ import sqlalchemy as sa
 import uvicorn
 
 from multinode import wire
-from multinode.errors import InputError, MissingExtra, MultinodeError, StorageFull
+from multinode.errors import (
+    Conflict,
+    InputError,
+    MissingExtra,
+    MultinodeError,
+    StorageFull,
+)
 from multinode_control_plane import admin_key, data_folder, migrations, model
 from multinode_control_plane.api.border import Border, KnownHosts
 from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.installation import collect
 from multinode_control_plane.api.routes import WORKER_ENDPOINTS, make_app
 from multinode_control_plane.databases import Database, open_database
+from multinode_control_plane.leadership import Leadership
 from multinode_control_plane.runners import Runner, whole_files
 from multinode_control_plane.runners.choice import choose
 from multinode_control_plane.runners.storage import size
@@ -42,6 +49,7 @@ from multinode_control_plane.server_log import ServerLog
 from multinode_control_plane.service import access, invocations
 from multinode_control_plane.service.dotenv import load_sealer
 from multinode_control_plane.service.executions import Context
+from multinode_control_plane.service.leaders import Leader
 from multinode_control_plane.settings import DEFAULT_PORT, LOOPBACK, Settings, parser, resolve
 from multinode_control_plane.store import Store
 from multinode_control_plane.telemetry import log_lines
@@ -133,7 +141,8 @@ def main(argv: list[str] | None = None) -> int:
             ready.up("")
             return 0
         data_folder.prepare(settings.data_dir)
-        with data_folder.locked(settings.data_dir):
+        data_folder.prepare(settings.lock_dir)
+        with data_folder.locked(settings.lock_dir):
             _log_to(options.log_file, settings.log_format, foreground=options.foreground)
             asyncio.run(serve(settings, ready, foreground=options.foreground))
     except (MultinodeError, OSError) as raised:
@@ -193,10 +202,45 @@ async def serve(settings: Settings, ready: Ready, *, foreground: bool) -> None:
     sys.setswitchinterval(SWITCH_S)
     store = Store(_ready_database(settings.database))
     store.open(asyncio.get_running_loop())
+    stop = Stop()
+    _handle_signals(stop, foreground=foreground)
     try:
-        await _serve_store(store, settings, ready, foreground=foreground)
+        if not store.database.is_shared:
+            await _serve_store(store, settings, ready, stop, foreground=foreground)
+        else:
+            await _serve_as_leader(store, settings, ready, stop, foreground=foreground)
     finally:
         store.close()
+
+
+async def _serve_as_leader(
+    store: Store, settings: Settings, ready: Ready, stop: Stop, *, foreground: bool
+) -> None:
+    """Waits until this process leads, and serves. Raises Conflict when another has taken over."""
+    is_deposed = asyncio.Event()
+
+    def depose() -> None:
+        is_deposed.set()
+        stop.ask("restart")
+
+    def wait(seen: Leader) -> None:
+        _write_server_file(settings, "", None, "")
+        ready.up("")
+        log.info("another process leads (%s): this one waits", seen.url)
+        _say(foreground, f"{seen.url or 'Another process'} leads; this one waits to take over.")
+
+    leadership = Leadership(store, depose)
+    try:
+        if await leadership.wait(wait, stop.event):
+            await _serve_store(
+                store, settings, ready, stop, foreground=foreground, leadership=leadership
+            )
+    finally:
+        _server_file_of(settings).unlink(missing_ok=True)
+        await leadership.release()
+    if is_deposed.is_set():
+        message = "Another control plane has taken over: this one had not been heard for too long."
+        raise Conflict(message, "Start it again: it waits then, to take over in its turn.")
 
 
 def _ready_database(url: str) -> Database:
@@ -209,7 +253,15 @@ def _ready_database(url: str) -> Database:
     return database
 
 
-async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foreground: bool) -> None:
+async def _serve_store(
+    store: Store,
+    settings: Settings,
+    ready: Ready,
+    stop: Stop,
+    *,
+    foreground: bool,
+    leadership: Leadership | None = None,
+) -> None:
     local = Local(settings.data_dir / "local.json")
     kept = local.runner if await store.read(_count_workers) else ""
     choice = await choose(settings, os.environ, kept)
@@ -223,7 +275,8 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
     local.remember(port, door.port if door else None, runner.name)
     context = Context(settings, load_sealer(settings.data_dir / "secret.key"))
     scheduler = Scheduler(store, runner, context)
-    stop = Stop()
+    if leadership is not None:
+        leadership.url = url
     tracing = open_tracing() if settings.traces else None
     plane = ControlPlane(
         store,
@@ -243,9 +296,7 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
     if door is not None:
         servers.append(_Serving(make_app(plane, door.hosts, WORKER_ENDPOINTS), door.listener))
     collecting = asyncio.get_running_loop().create_task(_collect_regularly(plane))
-    server_file = settings.home / "server.json"
-    _handle_signals(stop, foreground=foreground)
-    whole_files.write(server_file, _json(_server_file(settings, url, local.key, choice.reason)))
+    _write_server_file(settings, url, local.key, choice.reason)
     ready.up(url)
     log.info("listening on %s", url)
     why = f", {choice.reason}" if choice.reason else ""
@@ -265,7 +316,7 @@ async def _serve_store(store: Store, settings: Settings, ready: Ready, *, foregr
         await scheduler.close()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
-        server_file.unlink(missing_ok=True)
+        _server_file_of(settings).unlink(missing_ok=True)
 
 
 def open_tracing() -> Tracing:
@@ -530,12 +581,22 @@ def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+def _server_file_of(settings: Settings) -> Path:
+    return settings.home / "server.json"
+
+
+def _write_server_file(settings: Settings, url: str, key: str | None, reason: str) -> None:
+    """``url`` is empty while this process waits to lead."""
+    whole_files.write(_server_file_of(settings), _json(_server_file(settings, url, key, reason)))
+
+
 def _server_file(settings: Settings, url: str, key: str | None, reason: str) -> dict[str, Any]:
     return {
         "url": url,
         "key": key,
         "pid": os.getpid(),
         "started_at": model.to_time(time.time()),
+        "lock": str(settings.lock_dir / "lock"),
         "runner": settings.runner,
         "runner_reason": reason,
         "options": settings.options(),

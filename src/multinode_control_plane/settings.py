@@ -70,6 +70,11 @@ class Settings:
     disk_limit_bytes: int = 20 * 1024**3
     """Of what is stored and nothing needs: unused environments, images and bundles, and output of what has ended."""
 
+    @property
+    def lock_dir(self) -> Path:
+        """The folder that one process holds: the data folder, which several that share a database may share too."""
+        return self.data_dir if self.database.startswith("sqlite:") else self.home
+
     def options(self) -> dict[str, object]:
         """What `server restart` needs to start the same again, without secrets: those come from the environment anew."""
         given = {

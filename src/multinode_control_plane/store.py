@@ -172,6 +172,8 @@ class Store:
         self.perform: Callable[[list[object]], None] = lambda effects: None
         self.writer_of: Callable[[], object] = lambda: None
         self.on_commit: Callable[[list[object], float], None] = lambda writers, lasted_s: None
+        self.fence: Callable[[sa.Connection], None] = lambda connection: None
+        """Called at the beginning of each of the writer's transactions; raises where this process may change nothing any more."""
         self.on_failure: Callable[[Exception], None] = lambda error: None
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -190,6 +192,11 @@ class Store:
             self._thread.join()
         self._readers.shutdown()
         self.database.engine.dispose()
+
+    def on_loop(self, call: Callable[[], None]) -> None:
+        """Has it called on the event loop, from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(call)
 
     async def write(
         self, job: Callable[[Transaction], T], *, durable: bool = True, urgent: bool = True
@@ -316,6 +323,7 @@ class Store:
         """What the batch did, once it is committed; or what it had done, where its commit turns out to have come about."""
         connection = self._connected()
         self.database.begin(connection, durable=any(write.durable for write in batch))
+        self.fence(connection)
         done, self._in_doubt = self._in_doubt, None
         if done is not None:
             if self.database.was_committed(connection, self.id, self._number):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from multinode.errors import MultinodeError, OperationFailed, by_code
 from multinode_cli.commands import local_server
 from multinode_cli.commands.frame import Answer, Commands, Session
 from multinode_cli.commands.shown import age, counted
@@ -89,23 +85,10 @@ def _act(session: Session, act: str, file: str, data_dir: str | None) -> dict[st
     local_server.check_installed()
     server = local_server.find(session.settings.home)
     folder = Path(data_dir).absolute() if data_dir else server.data_dir if server else None
-    command = [
-        sys.executable,
-        "-m",
-        "multinode_control_plane.backup",
-        act,
-        str(Path(file).absolute()),
-    ]
-    command += [f"--home={session.settings.home}", *([f"--data-dir={folder}"] if folder else [])]
+    options = [f"--home={session.settings.home}", *([f"--data-dir={folder}"] if folder else [])]
     with session.console.changing_line("copying"):
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-    try:
-        said = json.loads(done.stdout)
-    except ValueError as error:
-        message = f"The {'backup' if act == 'make' else 'restore'} broke off."
-        raise OperationFailed(message, "What it said stands above.") from error
-    if "error" in said:
-        error_cls = by_code().get(said["error"]["code"], MultinodeError)
-        raise error_cls(said["error"]["message"], said["error"]["hint"])
-    result: dict[str, Any] = said["result"]
-    return result
+        return local_server.ask(
+            "backup",
+            [act, str(Path(file).absolute()), *options],
+            f"The {'backup' if act == 'make' else 'restore'} broke off.",
+        )

@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from multinode.distribution import install_command
-from multinode.errors import MissingExtra, MultinodeError, ServerStartFailed, by_code
+from multinode.errors import (
+    MissingExtra,
+    MultinodeError,
+    OperationFailed,
+    ServerStartFailed,
+    by_code,
+)
 from multinode_cli.console import Console
 from multinode_cli.settings import Settings
 
@@ -40,6 +46,8 @@ class RunningServer:
     runner: str = ""
     runner_reason: str = ""
     """Why it is this one, where nobody named it."""
+    lock: Path = field(default_factory=Path)
+    """Held by the process while it runs."""
 
     @property
     def chosen(self) -> str:
@@ -62,10 +70,11 @@ def find(home: Path) -> RunningServer | None:
             options,
             str(data.get("runner", "")),
             str(data.get("runner_reason", "")),
+            Path(data.get("lock") or data_dir / "lock"),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return server if _is_locked(data_dir / "lock") else None
+    return server if _is_locked(server.lock) else None
 
 
 def ensure(settings: Settings, console: Console) -> RunningServer:
@@ -111,6 +120,21 @@ def command(home: Path, options: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "multinode_control_plane", "--home", str(home), *options]
 
 
+def ask(module: str, arguments: Sequence[str], broke_off: str) -> dict[str, Any]:
+    """What a program of the control plane's own answers. Raises the error that it tells, OperationFailed where it tells none."""
+    program = [sys.executable, "-m", f"multinode_control_plane.{module}", *arguments]
+    done = subprocess.run(program, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        said = json.loads(done.stdout)
+    except ValueError as error:
+        raise OperationFailed(broke_off, "What it said stands above.") from error
+    if "error" in said:
+        error_cls = by_code().get(said["error"]["code"], MultinodeError)
+        raise error_cls(said["error"]["message"], said["error"]["hint"])
+    result: dict[str, Any] = said["result"]
+    return result
+
+
 def check_installed() -> None:
     """Raise MissingExtra where the ``[server]`` extra is not installed."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
@@ -121,7 +145,7 @@ def check_installed() -> None:
 
 def wait_until_gone(server: RunningServer) -> None:
     """Return when the control plane's process has ended: then its lock is free."""
-    with (server.data_dir / "lock").open("r") as file:
+    with server.lock.open("r") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
 
 
