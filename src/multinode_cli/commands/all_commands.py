@@ -35,6 +35,9 @@ SUMMARIES = {
         "cancel": "Ask for cancellation of invocations, or of everything in flight of a function. Asks; does not wait.",
         "retry": "Start a new invocation with the input of another one, and print its id.",
     },
+    "developing": {
+        "dev": "Deploy to a local control plane at every save, and print what functions do, until Ctrl-C.",
+    },
     "replaying": {
         "replay": "Run an invocation's stored input here, on the local code of tasks/.",
     },
