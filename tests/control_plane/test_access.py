@@ -46,6 +46,10 @@ KEYS = ("own project's key", "another project's key")
 VOID = ("nothing", "another scheme", "wrong key", "revoked key", "wrong token", "gone worker")
 
 
+CONTENT_TYPES = ("application/json", "application/x-ndjson", "application/gzip", "text/plain")
+"""None of them is a page to a browser."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """A harmless request to a route, and who gets which answer.
@@ -263,6 +267,10 @@ class Stage:
         finally:
             connection.close()
         assert answer.headers["Multinode-Version"]
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers.get_all("Cache-Control") == ["no-store"]
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        assert answer.headers.get_content_type() in CONTENT_TYPES
         error = json.loads(said).get("error", {}) if answer.status >= 400 else {}
         self.said = f"{error.get('message', '')} {error.get('hint', '')}"
         return answer.status, error.get("code", "")

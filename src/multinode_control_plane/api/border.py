@@ -20,6 +20,14 @@ from multinode_control_plane.service import traceparent
 from multinode_control_plane.settings import host_name
 from multinode_control_plane.telemetry.request import Asked, current, request_id_of
 
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
+"""With every answer: a browser takes it for what it says that it is, runs and frames nothing of it; nobody keeps it."""
+
 
 @dataclass(frozen=True)
 class KnownHosts:
@@ -68,6 +76,7 @@ class Border:
                 message["headers"] += [
                     (b"multinode-version", __version__.encode()),
                     (b"x-request-id", asked.request_id.encode()),
+                    *SECURITY_HEADERS,
                 ]
             await send(message)
 
