@@ -115,8 +115,14 @@ class Leadership:
                 log.warning("the leader's beat could not be stored: %s", error)
             await asyncio.sleep(BEAT_S)
 
+    async def show(self, url: str) -> None:
+        """Tells the others where they reach the leader, from now on."""
+        self.url = url
+        if self.epoch is not None:
+            await self._store.write(partial(leaders.beat, epoch=self.epoch, url=url))
+
     async def release(self) -> None:
-        """Lets another lead, at once. Comes last: nothing may be written afterwards."""
+        """Lets another lead, at once. What this process writes from now on, it writes as any other."""
         if self._beating is not None:
             self._beating.cancel()
         if self.epoch is None:
@@ -125,3 +131,5 @@ class Leadership:
             await self._store.write(partial(leaders.release, epoch=self.epoch))
         except ControlPlaneError as error:
             log.warning("the others will notice by themselves that this one has stopped: %s", error)
+        self.epoch = None
+        self._store.fence = lambda connection: None

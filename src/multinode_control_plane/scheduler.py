@@ -94,11 +94,12 @@ class Scheduler:
 
     async def open(self, worker_url: str) -> None:
         """Opens the runner, adopts the workers that live, gives up the others, and begins to schedule."""
-        self.store.tick = self.tick
-        self.store.perform = self.perform
         await self.runner.open(self._worker_ended, worker_url)
         known = await self.store.read(executions.alive)
         ends = await self.runner.adopt([who.worker_id for who in known])
+        # Not earlier: where it takes over from another process, requests change things meanwhile. What that leaves to do is found below.
+        self.store.tick = self.tick
+        self.store.perform = self.perform
         living = {who.worker_id for who in known} - ends.keys()
         for worker_id in living:
             self.lease(worker_id)
@@ -114,12 +115,19 @@ class Scheduler:
     async def close(self) -> None:
         """Stops scheduling; workers go on."""
         self.store.tick = lambda tx: None
+        self.store.perform = lambda effects: None
         for timer in (self._timer, self._silence_timer):
             if timer is not None:
                 timer.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5)
         await self.runner.close()
+
+    def heed(self, effects: list[object], *, woken: bool) -> None:
+        """Does what the commit of another process leaves to the leader."""
+        self.perform(effects)
+        if woken:
+            self._spawn(self._store(lambda tx: tx.wake()))
 
     # --- in the writer's transaction ----------------------------------------------------------------
 

@@ -9,22 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import json
 import logging
 import os
 import signal
-import socket
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import sqlalchemy as sa
-import uvicorn
 
 from multinode import wire
 from multinode.errors import (
@@ -35,22 +30,21 @@ from multinode.errors import (
     StorageFull,
 )
 from multinode_control_plane import admin_key, data_folder, migrations, model
-from multinode_control_plane.api.border import Border, KnownHosts
 from multinode_control_plane.api.calls import ControlPlane
-from multinode_control_plane.api.installation import collect
-from multinode_control_plane.api.routes import WORKER_ENDPOINTS, make_app
+from multinode_control_plane.api.routes import make_app
+from multinode_control_plane.cluster import Cluster
 from multinode_control_plane.databases import Database, open_database
-from multinode_control_plane.leadership import Leadership
-from multinode_control_plane.runners import Runner, whole_files
+from multinode_control_plane.leading import Leading
+from multinode_control_plane.listening import Serving, in_url, known_hosts, listen, peer_url
+from multinode_control_plane.local_state import FILE, Local
+from multinode_control_plane.runners import whole_files
 from multinode_control_plane.runners.choice import choose
-from multinode_control_plane.runners.storage import size
 from multinode_control_plane.scheduler import Scheduler
 from multinode_control_plane.server_log import ServerLog
 from multinode_control_plane.service import access, invocations
 from multinode_control_plane.service.dotenv import load_sealer
 from multinode_control_plane.service.executions import Context
-from multinode_control_plane.service.leaders import Leader
-from multinode_control_plane.settings import DEFAULT_PORT, LOOPBACK, Settings, parser, resolve
+from multinode_control_plane.settings import Settings, parser, resolve
 from multinode_control_plane.store import Store
 from multinode_control_plane.telemetry import log_lines
 
@@ -63,8 +57,6 @@ LOCAL_KEY = "local"
 SWITCH_S = 0.0005
 COLLECT_S = 600.0
 """Output may grow by much meanwhile."""
-KEEP_ALIVE_S = 75
-"""Longer than clients leave a connection idle, so that it is rarely closed under a request."""
 
 
 @dataclass
@@ -78,57 +70,6 @@ class Stop:
         """``drain``, ``now`` or ``restart``."""
         self.mode = mode
         self.event.set()
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn's server without its signal handlers, and without its loop that wakes ten times a second."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ended = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals are handled by `serve`."""
-        yield
-
-    async def main_loop(self) -> None:
-        """Until `end`."""
-        await self.ended.wait()
-
-    def end(self) -> None:
-        """Stops accepting, answers what is open, then returns from ``serve``."""
-        self.should_exit = True
-        self.ended.set()
-
-
-class _Serving:
-    """An application that is served on a socket, from now until `end`."""
-
-    def __init__(self, app: Border, listener: socket.socket) -> None:
-        self._http = HttpServer(
-            uvicorn.Config(
-                app,
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                date_header=False,
-                server_header=False,
-                proxy_headers=False,
-                http="httptools",
-                ws="none",
-                loop="asyncio",
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=5,
-                backlog=2048,
-            )
-        )
-        self._serving = asyncio.get_running_loop().create_task(self._http.serve([listener]))
-
-    async def end(self) -> None:
-        """Answers what is open, and serves no more."""
-        self._http.end()
-        await self._serving
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -205,42 +146,9 @@ async def serve(settings: Settings, ready: Ready, *, foreground: bool) -> None:
     stop = Stop()
     _handle_signals(stop, foreground=foreground)
     try:
-        if not store.database.is_shared:
-            await _serve_store(store, settings, ready, stop, foreground=foreground)
-        else:
-            await _serve_as_leader(store, settings, ready, stop, foreground=foreground)
+        await _serve_store(store, settings, ready, stop, foreground=foreground)
     finally:
         store.close()
-
-
-async def _serve_as_leader(
-    store: Store, settings: Settings, ready: Ready, stop: Stop, *, foreground: bool
-) -> None:
-    """Waits until this process leads, and serves. Raises Conflict when another has taken over."""
-    is_deposed = asyncio.Event()
-
-    def depose() -> None:
-        is_deposed.set()
-        stop.ask("restart")
-
-    def wait(seen: Leader) -> None:
-        _write_server_file(settings, "", None, "")
-        ready.up("")
-        log.info("another process leads (%s): this one waits", seen.url)
-        _say(foreground, f"{seen.url or 'Another process'} leads; this one waits to take over.")
-
-    leadership = Leadership(store, depose)
-    try:
-        if await leadership.wait(wait, stop.event):
-            await _serve_store(
-                store, settings, ready, stop, foreground=foreground, leadership=leadership
-            )
-    finally:
-        _server_file_of(settings).unlink(missing_ok=True)
-        await leadership.release()
-    if is_deposed.is_set():
-        message = "Another control plane has taken over: this one had not been heard for too long."
-        raise Conflict(message, "Start it again: it waits then, to take over in its turn.")
 
 
 def _ready_database(url: str) -> Database:
@@ -254,15 +162,9 @@ def _ready_database(url: str) -> Database:
 
 
 async def _serve_store(
-    store: Store,
-    settings: Settings,
-    ready: Ready,
-    stop: Stop,
-    *,
-    foreground: bool,
-    leadership: Leadership | None = None,
+    store: Store, settings: Settings, ready: Ready, stop: Stop, *, foreground: bool
 ) -> None:
-    local = Local(settings.data_dir / "local.json")
+    local = Local(settings.data_dir / FILE)
     kept = local.runner if await store.read(_count_workers) else ""
     choice = await choose(settings, os.environ, kept)
     runner, settings = choice.runner, choice.settings
@@ -270,17 +172,13 @@ async def _serve_store(
     await admin_key.ensure(store, settings.data_dir, settings.admin_key_file)
     listener = listen(settings, local.port)
     port = listener.getsockname()[1]
-    url = f"http://{_in_url(settings.host)}:{port}"
-    door = await _worker_door(settings, runner, local)
-    local.remember(port, door.port if door else None, runner.name)
+    url = f"http://{in_url(settings.host)}:{port}"
+    local.remember(port, None, runner.name)
     context = Context(settings, load_sealer(settings.data_dir / "secret.key"))
-    scheduler = Scheduler(store, runner, context)
-    if leadership is not None:
-        leadership.url = url
     tracing = open_tracing() if settings.traces else None
     plane = ControlPlane(
         store,
-        scheduler,
+        Scheduler(store, runner, context),
         runner,
         runner.bundles,
         context,
@@ -289,34 +187,67 @@ async def _serve_store(
         tracing=tracing,
     )
     await plane.read_keys()
-    await scheduler.open(settings.worker_url or (door.url if door else url))
+    leading, part = Leading(plane, url, port), Part(stop)
+    cluster = None
+    if store.database.is_shared:
+        cluster = Cluster(plane, leading, peer_url(settings, port), part.fall)
+        await cluster.open()
+    else:
+        await leading.begin()
     plane.readiness.open()
-    plane.metrics.leader.set(1)
-    servers = [_Serving(make_app(plane, known_hosts(settings)), listener)]
-    if door is not None:
-        servers.append(_Serving(make_app(plane, door.hosts, WORKER_ENDPOINTS), door.listener))
-    collecting = asyncio.get_running_loop().create_task(_collect_regularly(plane))
+    serving = Serving(make_app(plane, known_hosts(settings)), listener)
+    if cluster is not None:
+        await cluster.settled.wait()
     _write_server_file(settings, url, local.key, choice.reason)
     ready.up(url)
     log.info("listening on %s", url)
     why = f", {choice.reason}" if choice.reason else ""
     log.info("runner: %s%s", runner.name, why)
+    follows = "" if plane.leads else ", another process leads"
     _say(
         foreground and settings.log_format == "text",
-        f"Multinode control plane on {url} (runner: {runner.name}{why}). Ctrl-C stops it.",
+        f"Multinode control plane on {url} (runner: {runner.name}{why}{follows}). Ctrl-C stops it.",
     )
     try:
         await _until_stopped(plane, stop, foreground=foreground)
-        await _let_clients_go(stop, settings.stop_delay_s)
+        if cluster is not None:
+            await cluster.hand_over()
+        if not part.has_fallen:
+            await _let_clients_go(stop, settings.stop_delay_s)
     finally:
-        collecting.cancel()
         store.changes.fire_all()
-        for serving in servers:
-            await serving.end()
-        await scheduler.close()
+        await serving.end()
+        await leading.end()
+        if cluster is not None:
+            await cluster.close()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
         _server_file_of(settings).unlink(missing_ok=True)
+    part.check()
+
+
+class Part:
+    """Whether this process can still take part where several share a database, and why not."""
+
+    def __init__(self, stop: Stop) -> None:
+        self.has_fallen = False
+        self._stop = stop
+        self._error: BaseException | None = None
+
+    def fall(self, error: BaseException | None) -> None:
+        """It has to end; ``error`` is None where another has taken over from it."""
+        self.has_fallen, self._error = True, error
+        self._stop.ask("restart")
+
+    def check(self) -> None:
+        """Raises why it had to end."""
+        if self._error is not None:
+            raise self._error
+        if self.has_fallen:
+            message = (
+                "Another control plane has taken over: this one had not been heard for too long."
+            )
+            raise Conflict(message, "Start it again: it takes part again then.")
 
 
 def open_tracing() -> Tracing:
@@ -333,30 +264,12 @@ def open_tracing() -> Tracing:
     return Tracing()
 
 
-async def _collect_regularly(plane: ControlPlane) -> None:
-    """Removes what no version has used for long, and what is over the disk limit."""
-    while True:
-        await asyncio.sleep(COLLECT_S)
-        try:
-            unused_s = plane.context.settings.keep_unused_s
-            done = await collect(plane, unused_s=unused_s, dry_run=False)
-            if done:
-                log.info("removed what nothing needs: %s", "; ".join(map(_in_words, done)))
-        except Exception:  # the outermost edge: the next time it is tried again
-            log.exception("what nothing needs could not be removed")
-
-
-def _in_words(item: wire.Collected) -> str:
-    """For the log."""
-    return (
-        f"{item.kind} {item.name:.19}, {size(item.size_bytes)}, {item.reason} {item.note}".strip()
-    )
-
-
 async def _until_stopped(plane: ControlPlane, stop: Stop, *, foreground: bool) -> None:
     """Until nothing runs any more (`drain`, `now`), or at once (`restart`)."""
     await stop.event.wait()
     plane.readiness.drain("It was asked to stop.")
+    if not plane.leads:  # what runs is another process's
+        return
     done = ""
     while stop.mode != "restart":
         stop.event.clear()
@@ -421,35 +334,6 @@ def _say(is_heard: bool, text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201 - for the person at the terminal
 
 
-# --- where it listens -----------------------------------------------------------------------------------
-
-
-class Local:
-    """This user's key and the port of last time, kept over restarts: who knows them stays connected. And its runner."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            known = json.loads(path.read_text())
-        except (OSError, ValueError):
-            known = {}
-        self.key: str | None = known.get("key")
-        self.port: int | None = known.get("port")
-        self.worker_port: int | None = known.get("worker_port")
-        self.runner: str = known.get("runner", "")
-
-    def remember(self, port: int, worker_port: int | None, runner: str) -> None:
-        """Writes all of it (0600); the port for workers is kept where there is none this time."""
-        self.port, self.worker_port, self.runner = port, worker_port or self.worker_port, runner
-        known = {
-            "key": self.key,
-            "port": port,
-            "worker_port": self.worker_port,
-            "runner": runner,
-        }
-        whole_files.write(self._path, _json(known))
-
-
 async def _ensure_local_key(store: Store, local: Local) -> None:
     known = await store.read(access.key_ring)
     if local.key is not None and known.find(local.key) is not None:
@@ -460,125 +344,6 @@ async def _ensure_local_key(store: Store, local: Local) -> None:
         return access.create_key(tx, wire.KeyRequest(LOCAL_KEY, "admin"))
 
     local.key = (await store.write(renew)).key
-
-
-def listen(settings: Settings, last_port: int | None) -> socket.socket:
-    """A bound socket. A port that was asked for must be free; else that of last time, the usual one, or any."""
-    if settings.port is not None:
-        try:
-            return _bind(settings.host, settings.port)
-        except OSError as error:
-            message = f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}."
-            raise InputError(message, "Choose another --port, or leave it out.") from error
-    for port in (last_port, DEFAULT_PORT):
-        if port:
-            with contextlib.suppress(OSError):
-                return _bind(settings.host, port)
-    try:
-        return _bind(settings.host, 0)
-    except OSError as error:
-        message = f"Cannot listen on {settings.host!r}: {error.strerror}."
-        raise InputError(message, "Use --host 127.0.0.1.") from error
-
-
-@dataclass(frozen=True)
-class WorkerDoor:
-    """A second listener, for workers alone, where they cannot reach the first. ``name`` is how they reach it."""
-
-    listener: socket.socket
-    name: str
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return int(self.listener.getsockname()[1])
-
-    @property
-    def url(self) -> str:
-        """What workers are told."""
-        return f"http://{_in_url(self.name)}:{self.port}"
-
-    @property
-    def hosts(self) -> KnownHosts:
-        """The host that workers name."""
-        return KnownHosts(frozenset({self.name}))
-
-
-async def _worker_door(settings: Settings, runner: Runner, local: Local) -> WorkerDoor | None:
-    """The listener that the runner's workers need; None where they can use the first, or another server passes them on to it.
-
-    It has the port of last time, which workers that live were told.
-    """
-    if settings.worker_url and runner.name != "process":
-        return _door_at(settings.worker_url, settings.host)
-    address = await runner.worker_address()
-    if address is None:
-        return None
-    for port in (local.worker_port or 0, 0):
-        try:
-            return WorkerDoor(_bind(address.listen, port), address.name)
-        except OSError as error:
-            reason = error.strerror
-    message = f"Cannot listen on {address.listen}, where {runner.name} workers would reach this server: {reason}."
-    raise InputError(message, "Say how they reach it: --worker-url http://this-machine:port.")
-
-
-def _door_at(worker_url: str, host: str) -> WorkerDoor | None:
-    """A listener where a --worker-url points to, if that is an address of this machine, and the first is on loopback alone.
-
-    Elsewhere (a name that only workers know, another machine, a port that something has) somebody passes it on.
-    """
-    parts = urlsplit(worker_url)
-    name = parts.hostname or ""
-    if host not in LOOPBACK or parts.scheme != "http":
-        return None
-    port = parts.port or 80
-    try:
-        listener = _bind(name, port)
-    except OSError as error:
-        if isinstance(error, socket.gaierror) or error.errno in (
-            errno.EADDRNOTAVAIL,
-            errno.EADDRINUSE,
-        ):
-            return None
-        message = (
-            f"Cannot listen on {name}:{port}, where workers reach this server: {error.strerror}."
-        )
-        raise InputError(message, "Choose another port for --worker-url.") from error
-    if ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
-        listener.close()
-        return None
-    return WorkerDoor(listener, name)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, asyncio sets TCP_NODELAY; without it an answer waits 40 ms for an ACK.
-    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((host, port))
-        made.listen(2048)
-    except OSError:
-        made.close()
-        raise
-    return made
-
-
-def known_hosts(settings: Settings) -> KnownHosts:
-    """The hosts that are answered to: loopback and what the settings name; beyond loopback this machine's too."""
-    names = {*LOOPBACK, *settings.allowed_hosts}
-    if settings.worker_url:
-        names.add((urlsplit(settings.worker_url).hostname or "").lower())
-    is_loopback = settings.host in LOOPBACK
-    if not is_loopback:
-        machine = socket.gethostname().lower()
-        names |= {settings.host.lower(), machine, machine.partition(".")[0]}
-    return KnownHosts(frozenset(names - {""}), addresses=not is_loopback)
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _server_file_of(settings: Settings) -> Path:

@@ -128,6 +128,10 @@ class Changes:
             for event in self._waiters.get(key, ()):
                 event.set()
 
+    def fire_each(self) -> None:
+        """Wakes everybody once: something may have been missed."""
+        self.fire(set(self._waiters))
+
     def fire_all(self) -> None:
         """Wakes everybody, now and from now on: the server stops, and every waiter gets its answer."""
         self._all_woken = True
@@ -174,6 +178,8 @@ class Store:
         self.on_commit: Callable[[list[object], float], None] = lambda writers, lasted_s: None
         self.fence: Callable[[sa.Connection], None] = lambda connection: None
         """Called at the beginning of each of the writer's transactions; raises where this process may change nothing any more."""
+        self.announce: Callable[[sa.Connection, list[Transaction]], None] = lambda c, txs: None
+        """Called at the end of each: tells the other processes, with its commit, what it did."""
         self.on_failure: Callable[[Exception], None] = lambda error: None
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -338,6 +344,7 @@ class Store:
                 self._run_job(connection, write, transactions)
         if any(tx.woken for tx in transactions):
             transactions.append(self._run_tick(connection))
+        self.announce(connection, transactions)
         self.database.note_commit(connection, self.id, self._number)
         self._in_doubt = transactions
         connection.commit()

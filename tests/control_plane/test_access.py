@@ -22,7 +22,7 @@ from multinode_cli.commands.local_server import RunningServer, restart_options
 from multinode_control_plane.api.border import KnownHosts
 from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.routes import ENDPOINTS, make_app
-from multinode_control_plane.server import known_hosts
+from multinode_control_plane.listening import known_hosts
 from multinode_control_plane.service import access
 from multinode_control_plane.settings import Capacity, parser, resolve
 

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from multinode_control_plane import server
+from multinode_control_plane import listening, server
 
 
 def test_a_full_disk_is_said_at_start(tmp_path, monkeypatch, capsys):
@@ -52,22 +52,22 @@ def free_port(address):
 
 def test_it_listens_where_the_worker_url_points_to_if_that_is_here(own_address):
     url = f"http://{own_address}:{free_port(own_address)}"
-    door = server._door_at(url, "127.0.0.1")
+    door = listening.door_at(url, "127.0.0.1")
     assert door.url == url
     assert f"{own_address}:1" in door.hosts
-    assert server._door_at(url, "127.0.0.1") is None, "somebody listens there by now"
+    assert listening.door_at(url, "127.0.0.1") is None, "somebody listens there by now"
     door.listener.close()
 
 
 @pytest.mark.parametrize("name", ["192.0.2.77", "nowhere.invalid", "localhost"])
 def test_it_listens_nowhere_else_for_a_worker_url_of_others(name):
-    assert server._door_at(f"http://{name}:{free_port('127.0.0.1')}", "127.0.0.1") is None
+    assert listening.door_at(f"http://{name}:{free_port('127.0.0.1')}", "127.0.0.1") is None
 
 
 def test_a_proxy_and_a_server_beyond_loopback_need_no_second_listener(own_address):
     port = free_port(own_address)
-    assert server._door_at(f"https://{own_address}:{port}", "127.0.0.1") is None
-    assert server._door_at(f"http://{own_address}:{port}", "0.0.0.0") is None
+    assert listening.door_at(f"https://{own_address}:{port}", "127.0.0.1") is None
+    assert listening.door_at(f"http://{own_address}:{port}", "0.0.0.0") is None
 
 
 @pytest.mark.parametrize("url", ["10.0.0.5:9470", "ftp://x", "http://", "http://x:99999"])

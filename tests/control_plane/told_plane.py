@@ -21,11 +21,11 @@ from multinode.errors import Conflict
 from multinode_control_plane import migrations, model
 from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.routes import make_app
+from multinode_control_plane.listening import HttpServer, known_hosts
 from multinode_control_plane.runners import WorkerEnd
 from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.runners.storage import Discarded
 from multinode_control_plane.scheduler import Scheduler
-from multinode_control_plane.server import HttpServer, known_hosts
 from multinode_control_plane.service import access, deployments, executions, invocations, rows
 from multinode_control_plane.service.dotenv import Sealer
 from multinode_control_plane.service.executions import Context, WorkerIdentity

@@ -7,6 +7,7 @@ import signal
 import time
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 from tests.acceptance.product import Product
 from tests.control_plane.bench import make_bench
@@ -40,11 +41,12 @@ TAKEN_OVER_S = 10.0
 
 
 class Pair:
-    """Two homes on one database, which share a data folder."""
+    """Two homes on one database, which share a data folder. Workers reach the second: it passes on what is the leader's."""
 
     def __init__(self, folder, url):
         self.products = []
-        self.relay = Relay(9)  # what a load balancer is to workers: it leads to who leads
+        self.url = url
+        self.relay = Relay(9)
         for name in ("a", "b"):
             made = Product(folder / name)
             made.folder.mkdir()
@@ -56,20 +58,21 @@ class Pair:
             made.write({"tasks/main.py": MAIN})
             self.products.append(made)
         self.first, self.second = self.products
-        self.first.run("server", "start", "--port", "0")
-        self._lead_to(self.first)
-        assert self.first.json("deploy")["created"]
-        assert "waits" in self.second.run("server", "start", "--port", "0")
+        for product in self.products:
+            product.run("server", "start", "--port", "0")
+        self.relay.lead_to(urlsplit(self.second.server["url"]).port)
+        assert self.leader() == self.first.server["url"]
+        assert self.second.json("deploy")["created"]
+
+    def leader(self):
+        with psycopg.connect(self.url) as connection:
+            return connection.execute("SELECT url FROM leader").fetchone()[0]
 
     def wait_until_second_leads(self):
         begun = time.monotonic()
-        while not self.second.server["url"]:
+        while self.leader() != self.second.server["url"]:
             assert time.monotonic() - begun < TAKEN_OVER_S, "nobody has taken over"
             time.sleep(0.05)
-        self._lead_to(self.second)
-
-    def _lead_to(self, product):
-        self.relay.lead_to(urlsplit(product.server["url"]).port)
 
     def close(self):
         for made in reversed(self.products):

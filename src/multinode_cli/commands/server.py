@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -190,12 +189,6 @@ def start(
         allowed_hosts=allowed_hosts, log_format=log_format, admin_key_file=admin_key_file,
     )  # fmt: skip
     server, was_started = local_server.start(session.settings, session.console, options)
-    if not server.url:
-        waiting = {"url": None, "pid": server.pid, "runner": None, "started": was_started}
-        text = (
-            f"The control plane (pid {server.pid}) waits: another one leads, on the same database."
-        )
-        return Answer(waiting, lambda console: console.out(text))
     verb = "runs" if was_started else "runs already"
     if options and not was_started:
         session.console.note(
@@ -259,10 +252,6 @@ def restart(session: Session) -> Answer:
 
 def _stop(session: Session, server: RunningServer, *, mode: str) -> None:
     console = session.console
-    if not server.url:  # it waits to lead: nothing runs in it, and nobody asks it
-        os.kill(server.pid, signal.SIGTERM)
-        local_server.wait_until_gone(server)
-        return
     client = _client(server)
     info = client.call(ServerInfo, "GET", "/v1/server")
     if mode == "drain" and info.in_flight:
@@ -337,10 +326,6 @@ def status(session: Session) -> Answer:
         stopped = {"running": False, "url": None, "pid": None, "runner": None, "database": None}
         text = "No local control plane is running. `multinode server start` starts one."
         return Answer(stopped, lambda console: console.out(text), exit_code=1)
-    if not server.url:
-        waiting = {"running": True, "url": None, "pid": server.pid, "runner": None}
-        text = f"It waits (pid {server.pid}): another control plane leads, on the same database."
-        return Answer(waiting, lambda console: console.out(text))
     info = _client(server).call(ServerInfo, "GET", "/v1/server")
     data = {"running": True, "url": server.url, **to_plain(info), "data_dir": str(server.data_dir)}
 

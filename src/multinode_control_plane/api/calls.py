@@ -24,6 +24,7 @@ from multinode.errors import (
     NotLoggedIn,
     ProjectNotFound,
 )
+from multinode_control_plane.api.forwarding import Forwarding
 from multinode_control_plane.api.parameters import Query, read_all
 from multinode_control_plane.api.readiness import Readiness
 from multinode_control_plane.runners import Runner
@@ -66,7 +67,10 @@ class ControlPlane:
     keys_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     metrics: Metrics = field(default_factory=Metrics)
     tracing: Tracing | None = None
+    leads: bool = True
+    """Whether its scheduler and runner are open; where several share a database, in one of them only."""
     readiness: Readiness = field(init=False)
+    forwarding: Forwarding | None = None
 
     def __post_init__(self) -> None:
         self.readiness = Readiness(self.store)
@@ -171,6 +175,8 @@ class Endpoint:
     lines: type | None = None
     archive: bool = False
     text: bool = False
+    leader: bool = False
+    """Whether only the process that leads can answer: it has the runner."""
     refuse: Callable[[MultinodeError], Response] | None = None
     """How an error is answered, where that is not `error_response`."""
 
@@ -180,6 +186,8 @@ async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -
     caller = None
     refuse = endpoint.refuse or error_response
     try:
+        if endpoint.leader and not plane.leads and plane.forwarding is not None:
+            return await plane.forwarding.answer_to(request, is_large=endpoint.archive)
         caller = await _authenticate(plane, endpoint, request)
         _note_ids(caller, request)
         if "project" in request.path_params:  # here, so that no route can forget it

@@ -87,7 +87,7 @@ ENDPOINTS = (
     Endpoint("GET", "/v1/openapi.json", openapi, public=True),
     Endpoint("GET", "/readyz", installation.ready, public=True, errors=(NotReady,)),
     Endpoint("GET", "/metrics", installation.metrics, role="read", text=True),
-    Endpoint("GET", "/v1/server", installation.server, role="read"),
+    Endpoint("GET", "/v1/server", installation.server, role="read", leader=True),
     Endpoint("POST", "/v1/server/stop", installation.stop, wire.StopRequest, role="admin"),
     Endpoint(
         "GET",
@@ -97,6 +97,7 @@ ENDPOINTS = (
         query=(
             Query("base_image", "An image of which it is tried whether the runner can have it."),
         ),
+        leader=True,
     ),
     Endpoint(
         "POST",
@@ -104,6 +105,7 @@ ENDPOINTS = (
         installation.gc,
         role="admin",
         query=(Query("dry_run", "Only tell what would be removed.", "flag"),),
+        leader=True,
     ),
     Endpoint(
         "GET",
@@ -154,6 +156,7 @@ ENDPOINTS = (
         role="deploy",
         lines=wire.BuildEvent,
         errors=(InvalidName,),
+        leader=True,
     ),
     Endpoint(
         "PUT",
@@ -162,6 +165,7 @@ ENDPOINTS = (
         wire.ImageReport,
         role="deploy",
         errors=(InvalidName, Conflict, EnvironmentBuildFailed, EngineUnavailable, RegistryFailed),
+        leader=True,
     ),
     Endpoint(
         "POST",
@@ -177,6 +181,7 @@ ENDPOINTS = (
             InvalidTasks,
             ParameterValidationError,
         ),
+        leader=True,
     ),
     Endpoint(
         "POST",
@@ -191,6 +196,7 @@ ENDPOINTS = (
             ProjectNotFound,
             ProjectBeingDeleted,
         ),
+        leader=True,
     ),
     Endpoint(
         "GET",
@@ -208,6 +214,7 @@ ENDPOINTS = (
         worker=True,
         archive=True,
         errors=(BundleNotFound, ProjectNotFound, VersionNotFound),
+        leader=True,
     ),
     Endpoint(
         "PUT",
@@ -216,6 +223,7 @@ ENDPOINTS = (
         role="deploy",
         archive=True,
         errors=(BundleTooLarge,),
+        leader=True,
     ),
     Endpoint(
         "POST",
@@ -295,6 +303,7 @@ ENDPOINTS = (
             Query("follow", "Go on as it is written, until the invocation is over.", "flag"),
         ),
         errors=(InvocationNotFound, ExecutionNotFound),
+        leader=True,
     ),
     Endpoint(
         "POST",
@@ -334,6 +343,7 @@ ENDPOINTS = (
         wire.ExchangeRequest,
         public=True,
         errors=(ClaimRefused,),
+        leader=True,
     ),
     Endpoint(
         "POST",
@@ -342,6 +352,7 @@ ENDPOINTS = (
         wire.Claim,
         worker=True,
         errors=(ClaimRefused,),
+        leader=True,
     ),
     Endpoint(
         "POST",
@@ -350,6 +361,7 @@ ENDPOINTS = (
         wire.Report,
         worker=True,
         errors=(ClaimRefused,),
+        leader=True,
     ),
     Endpoint(
         "POST",
@@ -358,8 +370,11 @@ ENDPOINTS = (
         wire.Watch,
         worker=True,
         errors=(ClaimRefused,),
+        leader=True,
     ),
-    Endpoint("POST", "/v1/worker/described", workers.described, wire.Described, worker=True),
+    Endpoint(
+        "POST", "/v1/worker/described", workers.described, wire.Described, worker=True, leader=True
+    ),
 )
 
 

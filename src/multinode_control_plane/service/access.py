@@ -87,6 +87,7 @@ def create_key(
         message = f"There is a key {request.name!r} already."
         raise Conflict(message, "Revoke it first, or take another name.")
     tx.connection.execute(sa.delete(keys).where(keys.c.name == request.name))
+    tx.changed("keys")
     secret = key or new_secret()
     tx.connection.execute(
         sa.insert(keys).values(
@@ -139,6 +140,7 @@ def revoke_key(tx: Transaction, name: str) -> wire.KeyInfo:
     if row is None:
         message = f"There is no key {name!r:.100}."
         raise KeyNotFound(message, "`multinode key list` shows all.")
+    tx.changed("keys")
     revoked_at = row.revoked_at if row.revoked_at is not None else tx.now
     tx.connection.execute(sa.update(keys).where(keys.c.name == name).values(revoked_at=revoked_at))
     return wire.KeyInfo(

@@ -39,7 +39,9 @@ def current_epoch(connection: sa.Connection) -> int:
 
 def take(tx: Transaction, seen: Leader, holder: str) -> int | None:
     """Makes ``holder`` lead, if the row is still as it was seen: the new epoch, or None where somebody was faster."""
-    done = _change(tx, seen.epoch, leader.c.beat == seen.beat, holder=holder, epoch=seen.epoch + 1)
+    done = _change(
+        tx, seen.epoch, leader.c.beat == seen.beat, holder=holder, epoch=seen.epoch + 1, url=None
+    )
     return seen.epoch + 1 if done else None
 
 

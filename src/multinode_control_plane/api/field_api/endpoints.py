@@ -312,6 +312,7 @@ FIELD_ENDPOINTS = (
         X + "/logs",
         logs,
         "read",
+        leader=True,
         query=(_OFFSET, Query("max_lines", "250 at most.", "whole")),
     ),
     _endpoint("GET", "/container_repository_credentials", credentials, "deploy"),

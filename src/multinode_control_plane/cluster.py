@@ -1,0 +1,103 @@
+"""This process among those that share the database: it hears them, waits to lead, leads, and hands over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from multinode_control_plane.api.calls import ControlPlane
+from multinode_control_plane.api.forwarding import Forwarding
+from multinode_control_plane.leadership import Leadership
+from multinode_control_plane.leading import Leading
+from multinode_control_plane.notifications import KEYS, Notice, Notifications
+
+log = logging.getLogger("multinode")
+
+
+class Cluster:
+    """Lives on the event loop. ``fallen(error)`` is called, once, when this process can no longer take part: it has to end.
+
+    Until it leads, a process serves what needs the store alone, and passes the rest on.
+    """
+
+    def __init__(
+        self,
+        plane: ControlPlane,
+        leading: Leading,
+        url: str,
+        fallen: Callable[[BaseException | None], None],
+    ) -> None:
+        self.settled = asyncio.Event()
+        """Somebody leads: this process, or another."""
+        self._plane, self._leading, self._url, self._fallen = plane, leading, url, fallen
+        self._leadership = Leadership(plane.store, lambda: fallen(None))
+        self._notifications = Notifications(
+            plane.store, self._hear, self._deafened, lambda: plane.leads
+        )
+        self._forwarding = Forwarding(plane.store)
+        self._stopped = asyncio.Event()
+        self._waiting: asyncio.Task[None] | None = None
+        self._missed: list[Notice] = []
+        """Heard while the scheduler opened."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def open(self) -> None:
+        """Begins to hear, and to wait for its turn to lead."""
+        self._plane.leads = False
+        self._plane.forwarding = self._forwarding
+        self._notifications.open()
+        self._waiting = self._spawn(self._lead())
+
+    async def hand_over(self) -> None:
+        """Leads no more, or never; another can at once. What is asked of this process is then passed on."""
+        self._stopped.set()
+        if self._waiting is not None:
+            await asyncio.wait([self._waiting])
+        await self._leading.end()
+        await self._leadership.release()
+
+    async def close(self) -> None:
+        """After `hand_over`, and when nothing is asked any more."""
+        await asyncio.to_thread(self._notifications.close)
+        await self._forwarding.close()
+
+    async def _lead(self) -> None:
+        try:
+            if not await self._leadership.wait(lambda _: self.settled.set(), self._stopped):
+                return
+            await self._leading.begin()
+            for notice in self._missed:
+                self._heed(notice)
+            self._missed.clear()
+            await self._leadership.show(self._url)
+        except Exception as error:  # the outermost edge of this task: the process ends with it
+            self._fallen(error)
+        finally:
+            self.settled.set()
+
+    def _hear(self, notice: Notice) -> None:
+        self._plane.store.changes.fire(set(notice.events))
+        if KEYS in notice.events:
+            self._spawn(self._plane.read_keys())
+        if self._plane.leads:
+            self._heed(notice)
+        elif self._leadership.epoch is not None:
+            self._missed.append(notice)
+
+    def _heed(self, notice: Notice) -> None:
+        if notice.effects or notice.woken:
+            self._plane.scheduler.heed(list(notice.effects), woken=notice.woken)
+
+    def _deafened(self) -> None:
+        self._plane.store.changes.fire_each()
+        self._spawn(self._plane.read_keys())
+        if self._plane.leads:
+            self._plane.scheduler.heed([], woken=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -1,0 +1,77 @@
+"""What only the process does that leads: the scheduler with its runner, the door of its workers, and tidying up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from multinode import wire
+from multinode_control_plane.api.calls import ControlPlane
+from multinode_control_plane.api.installation import collect
+from multinode_control_plane.api.routes import WORKER_ENDPOINTS, make_app
+from multinode_control_plane.listening import Serving, worker_door
+from multinode_control_plane.local_state import FILE, Local
+from multinode_control_plane.runners.storage import size
+
+log = logging.getLogger("multinode")
+
+COLLECT_S = 600.0
+"""Output may grow by much meanwhile."""
+
+
+class Leading:
+    """``begin`` once, ``end`` once. ``url`` is the control plane's own, which workers are told where they have no other way."""
+
+    def __init__(self, plane: ControlPlane, url: str, port: int) -> None:
+        self._plane, self._url, self._port = plane, url, port
+        self._door: Serving | None = None
+        self._collecting: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Opens the scheduler, which adopts what lives. Raises InputError where workers could not reach this process."""
+        plane, settings = self._plane, self._plane.context.settings
+        # Read anew: where several share the folder, the one that led before may have written it since.
+        local = Local(settings.data_dir / FILE)
+        door = await worker_door(
+            settings, plane.runner, local.worker_port, is_shared=plane.store.database.is_shared
+        )
+        local.remember(self._port, door.port if door else None, plane.runner.name)
+        await plane.scheduler.open(settings.worker_url or (door.url if door else self._url))
+        plane.leads = True
+        plane.metrics.leader.set(1)
+        if door is not None:
+            self._door = Serving(make_app(plane, door.hosts, WORKER_ENDPOINTS), door.listener)
+        self._collecting = asyncio.get_running_loop().create_task(_collect_regularly(plane))
+
+    async def end(self) -> None:
+        """Closes all of it; workers go on. Does nothing where it has not begun."""
+        if self._collecting is None:
+            return
+        self._collecting.cancel()
+        self._collecting = None
+        self._plane.leads = False
+        self._plane.metrics.leader.set(0)
+        self._plane.store.changes.fire_each()  # workers that wait here go to who leads next
+        if self._door is not None:
+            await self._door.end()
+        await self._plane.scheduler.close()
+
+
+async def _collect_regularly(plane: ControlPlane) -> None:
+    """Removes what no version has used for long, and what is over the disk limit."""
+    while True:
+        await asyncio.sleep(COLLECT_S)
+        try:
+            unused_s = plane.context.settings.keep_unused_s
+            done = await collect(plane, unused_s=unused_s, dry_run=False)
+            if done:
+                log.info("removed what nothing needs: %s", "; ".join(map(_in_words, done)))
+        except Exception:  # the outermost edge: the next time it is tried again
+            log.exception("what nothing needs could not be removed")
+
+
+def _in_words(item: wire.Collected) -> str:
+    """For the log."""
+    return (
+        f"{item.kind} {item.name:.19}, {size(item.size_bytes)}, {item.reason} {item.note}".strip()
+    )
