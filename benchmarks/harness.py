@@ -55,6 +55,12 @@ class Installation:
 
     folder: Path
     pid: int
+    database: str = ""
+    """Its URL, where it is not the SQLite file in the data folder."""
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
 
     @property
     def project(self) -> Path:
@@ -62,7 +68,7 @@ class Installation:
 
     @property
     def data(self) -> Path:
-        return self.folder / "home" / "server"
+        return self.home / "server"
 
     def run(self, *arguments: str) -> str:
         return multinode(*arguments, cwd=self.project)
@@ -72,7 +78,9 @@ class Installation:
 
 
 @contextmanager
-def installation(folder: Path, *, runner: str = "process") -> Iterator[Installation]:
+def installation(
+    folder: Path, *, runner: str = "process", database: str = ""
+) -> Iterator[Installation]:
     """Starts it, deploys, and stops it whatever happens."""
     for name in UNUSUAL:
         os.environ.pop(name, None)
@@ -81,8 +89,9 @@ def installation(folder: Path, *, runner: str = "process") -> Iterator[Installat
     _use_python(folder / "project/multinode.toml", runner)
     try:
         options = [f"--runner={runner}", f"--capacity={CAPACITY}", "--port=0"]
+        options += [f"--database={database}"] if database else []
         multinode("server", "start", *options, cwd=folder)
-        yield Installation(folder, _deployed(folder))
+        yield Installation(folder, _deployed(folder), database)
     finally:
         command = [MULTINODE, "server", "stop", "--now"]
         subprocess.run(command, cwd=folder, capture_output=True, timeout=60)

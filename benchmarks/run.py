@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.harness import Figure, circumstances, installation
 
-NAMES = ("control_plane", "startup", "watching", "new_workers", "deploying", "containers")
+NAMES = ("control_plane", "startup", "watching", "new_workers", "deploying", "containers", "hosted")
 """In this order: the control plane's memory is read before others have used it."""
 
 
@@ -53,7 +53,9 @@ def _run(name: str, folder: Path, quick: bool) -> list[Figure]:
     folder.mkdir()
     try:
         theme = import_module(f"benchmarks.{name}")
-        with installation(folder, runner=getattr(theme, "RUNNER", "process")) as at:
+        own = getattr(theme, "opened", None)
+        runner = getattr(theme, "RUNNER", "process")
+        with own(folder) if own else installation(folder, runner=runner) as at:
             return theme.figures(at, quick)
     except Exception:  # the others are to run all the same
         traceback.print_exc()

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -43,7 +43,8 @@ def programs() -> Path | None:
 class PostgresServer:
     """``start`` and ``stop`` as often as a test likes; the port stays. ``close`` removes all of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: Sequence[str] = FAST) -> None:
+        self._options = options
         found = programs()
         if found is None:
             missing = "PostgreSQL's server is not installed (Debian: postgresql)"
@@ -70,7 +71,7 @@ class PostgresServer:
     def start(self) -> None:
         """Returns when it takes connections."""
         options = [
-            *FAST, f"port={self.port}", "listen_addresses=127.0.0.1", "max_connections=200",
+            *self._options, f"port={self.port}", "listen_addresses=127.0.0.1", "max_connections=200",
             f"unix_socket_directories={self.folder}",
         ]  # fmt: skip
         arguments = [word for option in options for word in ("-c", option)]

@@ -37,7 +37,7 @@ from multinode_control_plane.settings import Settings, parser, resolve
 
 FORMAT = 1
 DATABASE, MANIFEST = "database.sqlite", "manifest.json"
-FILES = ("secret.key", "local.json", "installation", "network.json")
+FILES = ("secret.key", "local.json", "admin.key", "installation", "network.json")
 FOLDERS = {"bundles": ".tar.gz", "images": ".json", "logs": ".jsonl"}
 _BLOCK_BYTES = 1024 * 1024
 
