@@ -1,12 +1,18 @@
 """What every test can ask for: the snapshot of messages, rewritten with ``--update-snapshots``; a line at the end."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from tests.postgres import PostgresServer
 from tests.snapshots.messages import Messages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.postgres import PostgresServer
 
 RUNNER = "process"
 """Of every server that names none: ``auto`` would take Docker where an engine answers."""
@@ -24,6 +30,8 @@ def pytest_addoption(parser):
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """A PostgreSQL server that tests share, each with a database of its own; nobody stops it."""
+    from tests.postgres import PostgresServer  # not on Python 3.8, where only the SDK's tests run
+
     made = PostgresServer()
     try:
         made.start()
@@ -35,6 +43,8 @@ def postgres_server() -> Iterator[PostgresServer]:
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server of a test's own, to be stopped and killed."""
+    from tests.postgres import PostgresServer  # not on Python 3.8, where only the SDK's tests run
+
     made = PostgresServer()
     try:
         made.start()
