@@ -25,7 +25,8 @@
     │   └── NotEnded                        an invocation that has no result yet
     ├── AccessError
     │   ├── NotLoggedIn                     no credentials, or a key that is wrong or revoked
-    │   └── NotAllowed                      a key whose role does not permit this, or a foreign Host
+    │   ├── NotAllowed                      a key whose role does not permit this, or a foreign Host
+    │   └── TooManyRequests                 wrong keys from one address, or open requests with one key
     ├── ControlPlaneError
     │   ├── ControlPlaneUnreachable         no answer within MULTINODE_RETRY_SECONDS
     │   ├── UnexpectedAnswer                something that is no Multinode control plane answered
@@ -267,6 +268,16 @@ class NotAllowed(AccessError):
     code = "not_allowed"
 
 
+class TooManyRequests(AccessError):
+    """Too many wrong keys from one address, or too many open requests with one key; the header ``Retry-After`` says when to ask again."""
+
+    code = "too_many_requests"
+
+    def __init__(self, message: str = "", hint: str = "", *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, hint)
+        self.retry_after_s = retry_after_s
+
+
 class ControlPlaneError(MultinodeError):
     """The control plane did not do its part."""
 
@@ -451,6 +462,7 @@ HTTP_STATUS: dict[str, int] = {
     "access_denied": 403,
     "not_logged_in": 401,
     "not_allowed": 403,
+    "too_many_requests": 429,
     "control_plane_error": 500,
     "unreachable": 503,
     "unexpected_answer": 502,
@@ -506,6 +518,7 @@ EXIT_CODE: dict[str, int] = {
     "access_denied": 4,
     "not_logged_in": 4,
     "not_allowed": 4,
+    "too_many_requests": 5,
     "control_plane_error": 1,
     "unreachable": 5,
     "unexpected_answer": 5,

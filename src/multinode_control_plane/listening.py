@@ -15,6 +15,7 @@ import uvicorn
 
 from multinode.errors import InputError
 from multinode_control_plane.api.border import Border, KnownHosts
+from multinode_control_plane.patience import PatientProtocol
 from multinode_control_plane.runners import Runner, WorkerAddress
 from multinode_control_plane.settings import DEFAULT_PORT, LOOPBACK, Settings
 
@@ -57,7 +58,7 @@ class Serving:
                 date_header=False,
                 server_header=False,
                 proxy_headers=False,
-                http="httptools",
+                http=PatientProtocol,
                 ws="none",
                 loop="asyncio",
                 timeout_keep_alive=KEEP_ALIVE_S,

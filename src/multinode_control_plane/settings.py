@@ -58,6 +58,8 @@ class Settings:
     grace_s: float = 120.0
     silence_s: float = 30.0
     unreachable_s: float = 300.0
+    max_open_requests: int = 10_000
+    """With one key; each worker's token has as many."""
     log_format: str = "text"
     """Of the server's own log: `text` or `json`."""
     traces: bool = False
@@ -102,6 +104,7 @@ _SIZES = {
     "max_values": "newest yielded values that an invocation keeps",
     "max_values_bytes": "bytes of yielded values that an invocation keeps",
     "log_limit_bytes": "bytes of output that an execution keeps",
+    "max_open_requests": "requests that may be open with one key at a time",
 }
 
 

@@ -280,6 +280,7 @@ class Stage:
 def stage(tmp_path_factory: Any) -> Iterator[Stage]:
     capacity = Capacity(cpu=100.0, memory_mib=100_000)
     with serving(tmp_path_factory.mktemp("stage"), capacity=capacity) as served:
+        served.api.wrong_keys.limit = 10**6
         made = Stage(served)
         yield made
         served.do(made.forget())

@@ -69,6 +69,7 @@ class Border:
         headers = {k: v.decode("latin-1") for k, v in reversed(scope["headers"])}
         asked = Asked(request_id_of(headers.get(b"x-request-id")))
         asked.traceparent = traceparent.valid(headers.get(b"traceparent"))
+        asked.address = scope["client"][0] if scope.get("client") else ""
         current.set(asked)
 
         async def send_with_version(message: Message) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,8 +24,10 @@ from multinode.errors import (
     NotAllowed,
     NotLoggedIn,
     ProjectNotFound,
+    TooManyRequests,
 )
 from multinode_control_plane.api.forwarding import Forwarding
+from multinode_control_plane.api.limits import OpenRequests, WrongKeys, body_of
 from multinode_control_plane.api.parameters import Query, read_all
 from multinode_control_plane.api.readiness import Readiness
 from multinode_control_plane.runners import Runner
@@ -45,9 +48,7 @@ if TYPE_CHECKING:  # nothing of OpenTelemetry is imported where no endpoint is s
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 300 * 1024 * 1024
-MAX_PUBLIC_BODY_BYTES = 64 * 1024
-"""Of a request that needs no key."""
+MAX_BODY_BYTES = 2 * 1024 * 1024
 MAX_WAIT_S = 60.0
 
 
@@ -70,10 +71,13 @@ class ControlPlane:
     leads: bool = True
     """Whether its scheduler and runner are open; where several share a database, in one of them only."""
     readiness: Readiness = field(init=False)
+    wrong_keys: WrongKeys = field(default_factory=WrongKeys)
+    open_requests: OpenRequests = field(init=False)
     forwarding: Forwarding | None = None
 
     def __post_init__(self) -> None:
         self.readiness = Readiness(self.store)
+        self.open_requests = OpenRequests(self.context.settings.max_open_requests)
         self.store.on_commit, self.store.on_failure = self._committed, self.metrics.commit_failed
         self.scheduler.tell, self.scheduler.runner_failed = self._tell, self.metrics.runner_failed
         if self.tracing is not None:
@@ -177,6 +181,8 @@ class Endpoint:
     text: bool = False
     leader: bool = False
     """Whether only the process that leads can answer: it has the runner."""
+    max_body_bytes: int = MAX_BODY_BYTES
+    """Of ``body``; an archive has a limit of its own."""
     refuse: Callable[[MultinodeError], Response] | None = None
     """How an error is answered, where that is not `error_response`."""
 
@@ -187,9 +193,10 @@ async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -
     refuse = endpoint.refuse or error_response
     try:
         if endpoint.leader and not plane.leads and plane.forwarding is not None:
-            return await plane.forwarding.answer_to(request, is_large=endpoint.archive)
+            return await _forwarded(plane, plane.forwarding, endpoint, request)
         caller = await _authenticate(plane, endpoint, request)
         _note_ids(caller, request)
+        _count(plane, caller)
         if "project" in request.path_params:  # here, so that no route can forget it
             caller.check(request.path_params["project"])
         asked = read_all(endpoint.query, request.query_params)
@@ -199,6 +206,10 @@ async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -
         # Its hint names projects that are alike, of all that there are.
         is_limited = caller is not None and caller.within is not None
         return refuse(ProjectNotFound(error.message) if is_limited else error)
+    except TooManyRequests as error:
+        refused = refuse(error)
+        refused.headers["retry-after"] = str(math.ceil(error.retry_after_s))
+        return refused
     except MultinodeError as error:
         return refuse(error)
     except ClientDisconnect:
@@ -210,6 +221,34 @@ async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -
         where = f" at the request id {about.request_id}" if about else ""
         return refuse(InternalError(message, f"Its log has the traceback{where}."))
     return answer if isinstance(answer, Response) else json_response(answer)
+
+
+async def _forwarded(
+    plane: ControlPlane, forwarding: Forwarding, endpoint: Endpoint, request: Request
+) -> Response:
+    """The leader's answer. Keys are looked at here, where it is known who asks; workers' tokens by the leader."""
+    if not _secret_of(request).startswith(WORKER_TOKEN):
+        _count(plane, await _authenticate(plane, endpoint, request))
+    if endpoint.archive:
+        return await forwarding.answer_to(request, request.stream())
+    return await forwarding.answer_to(request, await body_of(request, endpoint.max_body_bytes))
+
+
+def _count(plane: ControlPlane, caller: Caller) -> None:
+    """Counts the request as open, until `answered`."""
+    asked = current.get()
+    if asked is None or not caller.name:
+        return
+    name = f"The {'worker' if caller.worker else 'key'} {caller.name!r}"
+    plane.open_requests.begin(name)
+    asked.counted_as = name
+
+
+def answered(plane: ControlPlane) -> None:
+    """The request is no longer open: the last of its answer has been sent."""
+    asked = current.get()
+    if asked is not None and asked.counted_as is not None:
+        plane.open_requests.end(asked.counted_as)
 
 
 def _note_ids(caller: Caller, request: Request) -> None:
@@ -247,12 +286,14 @@ def error_response(error: MultinodeError) -> Response:
 async def _authenticate(plane: ControlPlane, endpoint: Endpoint, request: Request) -> Caller:
     if endpoint.public:
         return Caller("", "")
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not secret:
+    secret = _secret_of(request)
+    if not secret:
         message = "This request has no API key."
         raise NotLoggedIn(message, "Run `multinode login`, or set MULTINODE_API_KEY.")
     caller = plane.keys.find(secret) or await _worker_of(plane, secret)
     if caller is None:
+        asked = current.get()
+        plane.wrong_keys.note(asked.address if asked else "", time.monotonic())
         message = "The API key is wrong or was revoked."
         hint = "Run `multinode login` with a valid one, or correct MULTINODE_API_KEY where that is set."
         raise NotLoggedIn(message, hint)
@@ -264,8 +305,18 @@ async def _authenticate(plane: ControlPlane, endpoint: Endpoint, request: Reques
     return caller
 
 
+WORKER_TOKEN = "mnw_"
+"""How one begins."""
+
+
+def _secret_of(request: Request) -> str:
+    """The key or token that came with it; empty without one."""
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    return secret if scheme.lower() == "bearer" else ""
+
+
 async def _worker_of(plane: ControlPlane, token: str) -> Caller | None:
-    if not token.startswith("mnw_"):
+    if not token.startswith(WORKER_TOKEN):
         return None
     token_hash = hash_secret(token)
     who = plane.scheduler.tokens.get(token_hash)
@@ -280,25 +331,16 @@ async def _worker_of(plane: ControlPlane, token: str) -> Caller | None:
 async def _read_body(endpoint: Endpoint, request: Request) -> Any:
     if endpoint.body is None:
         return None
-    limit_bytes = MAX_PUBLIC_BODY_BYTES if endpoint.public else MAX_BODY_BYTES
     try:
-        return wire.loads(endpoint.body, await _text_of(request, limit_bytes))
+        return wire.loads(endpoint.body, await _text_of(request, endpoint.max_body_bytes))
     except (ValueError, RecursionError) as error:
         message = f"The request's body cannot be read: {error}."
         raise InvalidRequest(message) from error
 
 
 async def _text_of(request: Request, limit_bytes: int) -> str:
-    parts = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit_bytes:
-            message = f"The request's body is over {limit_bytes} bytes."
-            raise InvalidRequest(message)
-        parts.append(part)
     # Decoded here: json.loads would take UTF-16 too, and halves of surrogate pairs.
-    body = b"".join(parts).decode()
+    body = (await body_of(request, limit_bytes)).decode()
     if _ESCAPES.search(body) and not _storable(body):
         message = "The request's text holds a NUL character or half of a surrogate pair."
         raise InvalidRequest(message)

@@ -42,22 +42,21 @@ class Forwarding:
         """Closes its connections."""
         await self._client.aclose()
 
-    async def answer_to(self, request: Request, *, is_large: bool) -> Response:
-        """The leader's answer. A body that ``is_large`` is passed on as it comes, any other is read first: it can be sent again.
+    async def answer_to(self, request: Request, content: bytes | AsyncIterator[bytes]) -> Response:
+        """The leader's answer to the request with this body. One that is still to come can be sent once only, bytes can be sent again.
 
         Raises NotReady where nobody leads for `PATIENCE_S`, or the leader went away in the middle.
         """
         if MARK in request.headers:
             message = "This process leads no more."
             raise NotReady(message, "Ask again in a moment.")
-        content = request.stream() if is_large else await request.body()
         headers = {name: request.headers[name] for name in _SENT if name in request.headers}
         headers[MARK] = "1"
         until = time.monotonic() + PATIENCE_S
         while True:
             leader = await self._store.read(leaders.read)
             if leader.url is not None and leader.holder != self._store.id:
-                answer = await self._ask(request, leader.url, content, headers, is_large=is_large)
+                answer = await self._ask(request, leader.url, content, headers)
                 if answer is not None:
                     return answer
             if time.monotonic() > until:
@@ -71,10 +70,9 @@ class Forwarding:
         url: str,
         content: bytes | AsyncIterator[bytes],
         headers: dict[str, str],
-        *,
-        is_large: bool,
     ) -> Response | None:
         """None where it was not reached, or leads no more: nothing was done, and it can be asked for again."""
+        is_large = not isinstance(content, bytes)
         target = url + str(request.url.path)
         if request.url.query:
             target += f"?{request.url.query}"

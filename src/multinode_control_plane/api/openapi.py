@@ -19,6 +19,7 @@ from multinode.errors import (
     NotLoggedIn,
     ServerStopping,
     StorageFull,
+    TooManyRequests,
 )
 from multinode.records import Record
 from multinode_control_plane import __version__
@@ -179,7 +180,7 @@ def _of_annotation(hint: Any) -> Schema:
 
 def failures(item: Endpoint) -> tuple[type[MultinodeError], ...]:
     """Every error that the endpoint may answer."""
-    keys = () if item.public else (NotLoggedIn, NotAllowed)
+    keys = () if item.public else (NotLoggedIn, NotAllowed, TooManyRequests)
     return (*keys, *item.errors, *ALWAYS)
 
 

@@ -50,6 +50,7 @@ from multinode_control_plane.api.calls import (
     ControlPlane,
     Endpoint,
     answer_to,
+    answered,
 )
 from multinode_control_plane.api.field_api.endpoints import FIELD_ENDPOINTS
 from multinode_control_plane.api.openapi import document
@@ -65,6 +66,12 @@ WAIT = Query(
     "number",
 )
 PLAIN = Query("plain", "Show results, values and inputs as plain JSON too.", "flag")
+START_BYTES = 300 * 1024 * 1024
+"""`MAX_START_BATCH` inputs of `MAX_CHARACTERS`, as JSON."""
+REPORT_BYTES = 32 * 1024 * 1024
+"""What a worker holds unsent, and a result, as JSON; characters may take several bytes."""
+FUNCTIONS_BYTES = 16 * 1024 * 1024
+"""What a project's functions are, however many."""
 STARTING = (
     ProjectNotFound, VersionNotFound, FunctionNotFound, InvocationNotFound, ProjectBeingDeleted,
     IdempotencyConflict, FunctionInputSizeLimitExceeded,
@@ -189,6 +196,7 @@ ENDPOINTS = (
         deployments.register,
         wire.RegisterRequest,
         role="deploy",
+        max_body_bytes=FUNCTIONS_BYTES,
         errors=(
             InvalidName,
             EnvironmentNotFound,
@@ -232,6 +240,7 @@ ENDPOINTS = (
         wire.StartRequest,
         role="invoke",
         worker=True,
+        max_body_bytes=START_BYTES,
         errors=(*STARTING, EncodingError),
     ),
     Endpoint(
@@ -342,6 +351,7 @@ ENDPOINTS = (
         workers.exchange,
         wire.ExchangeRequest,
         public=True,
+        max_body_bytes=64 * 1024,
         errors=(ClaimRefused,),
         leader=True,
     ),
@@ -360,6 +370,7 @@ ENDPOINTS = (
         workers.report,
         wire.Report,
         worker=True,
+        max_body_bytes=REPORT_BYTES,
         errors=(ClaimRefused,),
         leader=True,
     ),
@@ -373,7 +384,13 @@ ENDPOINTS = (
         leader=True,
     ),
     Endpoint(
-        "POST", "/v1/worker/described", workers.described, wire.Described, worker=True, leader=True
+        "POST",
+        "/v1/worker/described",
+        workers.described,
+        wire.Described,
+        worker=True,
+        leader=True,
+        max_body_bytes=FUNCTIONS_BYTES,
     ),
 )
 
@@ -428,6 +445,7 @@ class Routing:
             await answer(scope, receive, send)
         finally:
             metrics.open_requests.dec()
+            answered(self._plane)
 
     def _find(self, scope: Scope) -> Endpoint | Response:
         """The endpoint, its path's parameters put into ``scope``, or the answer that there is none."""

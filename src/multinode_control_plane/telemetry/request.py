@@ -32,6 +32,10 @@ class Asked:
     project: str | None = None
     invocation_id: str | None = None
     worker_id: str | None = None
+    address: str = ""
+    """Of the client."""
+    counted_as: str | None = None
+    """The key under which it is counted as open, until it is answered."""
 
     def worked_s(self) -> float:
         """Since it came, without waiting."""

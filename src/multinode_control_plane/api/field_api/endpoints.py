@@ -290,7 +290,14 @@ FIELD_ENDPOINTS = (
     _endpoint("GET", P + "/versions", list_versions, "read"),
     _endpoint("POST", P + "/versions", register_images, "deploy"),
     _endpoint("GET", V, get_version, "read"),
-    _endpoint("POST", F + "/invocations", start, "invoke", body=InvocationDef),
+    _endpoint(
+        "POST",
+        F + "/invocations",
+        start,
+        "invoke",
+        body=InvocationDef,
+        max_body_bytes=4 * 1024 * 1024,  # MAX_CHARACTERS of input, each escaped
+    ),
     _endpoint(
         "GET",
         F + "/invocations",

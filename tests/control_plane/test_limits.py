@@ -1,0 +1,195 @@
+"""How much one caller may ask for, and how long a connection may take to say what it wants."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import httpx
+import pytest
+from tests.control_plane.told_plane import serving
+
+from multinode.errors import TooManyRequests
+from multinode_control_plane import patience
+from multinode_control_plane.api import limits
+from multinode_control_plane.api.limits import WRONG_KEYS, WRONG_KEYS_S, OpenRequests, WrongKeys
+from multinode_control_plane.listening import Serving, bind
+
+
+def note_until_refused(wrong: WrongKeys, address: str, now: float) -> TooManyRequests:
+    for _ in range(WRONG_KEYS):
+        wrong.note(address, now)
+    with pytest.raises(TooManyRequests) as caught:
+        wrong.note(address, now + 1)
+    return caught.value
+
+
+def test_wrong_keys_are_counted_by_address_and_for_a_minute():
+    wrong = WrongKeys()
+    assert note_until_refused(wrong, "192.0.2.1", 100.0).retry_after_s == WRONG_KEYS_S - 1
+    wrong.note("192.0.2.2", 101.0)
+    note_until_refused(wrong, "192.0.2.1", 100.0 + WRONG_KEYS_S)
+
+
+def test_addresses_are_forgotten_for_others(monkeypatch):
+    monkeypatch.setattr(limits, "ADDRESSES", 2)
+    wrong = WrongKeys()
+    note_until_refused(wrong, "192.0.2.1", 0.0)
+    for last in (2, 3, 4):
+        wrong.note(f"192.0.2.{last}", 1.0)
+    assert len(wrong._counted) == 2
+    wrong.note("192.0.2.1", 1.0)
+
+
+def test_an_open_request_that_is_over_makes_room():
+    made = OpenRequests(1)
+    made.begin("a")
+    made.begin("b")
+    with pytest.raises(TooManyRequests, match="a has 1 open requests"):
+        made.begin("a")
+    made.end("a")
+    made.begin("a")
+    made.end("a")
+    made.end("b")
+    assert not made._open
+
+
+def asked_with(key: str) -> dict[str, Any]:
+    return {"headers": {"Authorization": f"Bearer {key}"}, "trust_env": False}
+
+
+def test_wrong_keys_are_told_to_wait_and_a_valid_one_is_answered(tmp_path):
+    with serving(tmp_path) as served:
+        url, key = served.url + "/v1/projects", served.key("read")
+        seen = [httpx.get(url, **asked_with(f"mnk_{n}")) for n in range(WRONG_KEYS + 1)]
+        assert {answer.status_code for answer in seen[:-1]} == {401}
+        assert seen[-1].status_code == 429
+        assert seen[-1].json()["error"]["code"] == "too_many_requests"
+        assert 0 < int(seen[-1].headers["retry-after"]) <= WRONG_KEYS_S
+        assert httpx.get(url, **asked_with(key)).status_code == 200
+        assert httpx.get(url, trust_env=False).status_code == 401, "no key is no wrong one"
+
+
+def test_a_key_may_have_so_many_open_requests(tmp_path):
+    with serving(tmp_path, max_open_requests=1) as served:
+        reader, other = served.key("read"), served.key("read", "other")
+        served.do(served.plane.deploy())
+        started = served.do(served.plane.start())
+        logs = f"{served.url}/v1/invocations/{started}/logs?follow=1"
+        with httpx.stream("GET", logs, **asked_with(reader)) as open_one:
+            assert open_one.status_code == 200
+            refused = httpx.get(served.url + "/v1/projects", **asked_with(reader))
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert "The key 'read' has 1 open requests" in refused.text
+            assert httpx.get(served.url + "/v1/projects", **asked_with(other)).status_code == 200
+        until(lambda: not served.api.open_requests._open)
+        assert httpx.get(served.url + "/v1/projects", **asked_with(reader)).status_code == 200
+
+
+def until(fact: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not fact():
+        assert time.monotonic() < deadline, "it did not become true"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_body_over_its_endpoints_limit_is_refused(tmp_path, is_told):
+    body = json.dumps({"mode": "x" * 2 * 1024 * 1024}).encode()
+    with serving(tmp_path) as served:
+        key = served.key("admin")
+        content = body if is_told else iter([body[:1000], body[1000:]])
+        answer = httpx.post(served.url + "/v1/server/stop", content=content, **asked_with(key))
+        assert answer.status_code == 422
+        assert "body is over 2097152 bytes" in answer.json()["error"]["message"]
+        start = served.url + "/v1/projects/no/functions/f/invocations"
+        large = json.dumps({"inputs": ["x" * 200_000] * 20})
+        assert httpx.post(start, content=large, **asked_with(key)).status_code == 404
+
+
+# --- slow connections ---
+
+
+async def told_length(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the length of the body."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        size, more = size + len(message["body"]), message["more_body"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": f"{size} bytes".encode()})
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    listener = bind("127.0.0.1", 0)
+    served = Serving(told_length, listener)
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    yield reader, writer
+    writer.close()
+    await served.end()
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch, test: Callable[..., Awaitable[None]]) -> None:
+    monkeypatch.setattr(patience, "HEAD_S", 0.2)
+    monkeypatch.setattr(patience, "BODY_S", 0.2)
+
+    async def run() -> None:
+        async with connected() as (reader, writer):
+            await asyncio.wait_for(test(reader, writer), 20)
+
+    asyncio.run(run())
+
+
+HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTT", HEAD[:-2], HEAD, HEAD + b"x"])
+def test_what_does_not_arrive_has_its_connection_closed(monkeypatch, sent):
+    async def test(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(sent)
+        with suppress(ConnectionResetError):
+            assert await reader.read() == b""
+
+    impatient(monkeypatch, test)
+
+
+def test_a_head_in_dribs_is_too_late_all_the_same(monkeypatch):
+    async def test(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"GET / HTTP/1.1\r\n")
+        gone = asyncio.ensure_future(reader.read())
+        while not gone.done():
+            writer.write(b"X-More: 1\r\n")
+            await asyncio.wait([gone], timeout=0.02)
+        assert gone.exception() is not None or gone.result() == b""
+
+    impatient(monkeypatch, test)
+
+
+def test_a_body_that_goes_on_coming_has_more_time(monkeypatch):
+    monkeypatch.setattr(patience, "BODY_BYTES_PER_S", 100)
+
+    async def test(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD)
+        for _ in range(10):
+            writer.write(b"x" * 100)
+            await asyncio.sleep(0.05)  # together longer than BODY_S
+        assert b"200 OK" in await reader.readuntil(b"1000 bytes")
+
+    impatient(monkeypatch, test)
+
+
+def test_an_idle_connection_between_requests_is_kept(monkeypatch):
+    async def test(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200 OK" in await reader.readuntil(b"0 bytes")
+            await asyncio.sleep(0.3)  # longer than HEAD_S
+
+    impatient(monkeypatch, test)
