@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from multinode import wire
+from multinode_control_plane import bundle_copies
 from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.installation import collect
 from multinode_control_plane.api.routes import WORKER_ENDPOINTS, make_app
@@ -26,6 +27,7 @@ class Leading:
         self._plane, self._url, self._port = plane, url, port
         self._door: Serving | None = None
         self._collecting: asyncio.Task[None] | None = None
+        self._fetching: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
         """Opens the scheduler, which adopts what lives. Raises InputError where workers could not reach this process."""
@@ -41,13 +43,18 @@ class Leading:
         plane.metrics.leader.set(1)
         if door is not None:
             self._door = Serving(make_app(plane, door.hosts, WORKER_ENDPOINTS), door.listener)
-        self._collecting = asyncio.get_running_loop().create_task(_collect_regularly(plane))
+        loop = asyncio.get_running_loop()
+        self._collecting = loop.create_task(_collect_regularly(plane))
+        if plane.store.database.is_shared:
+            self._fetching = loop.create_task(_fetch_bundles(plane))
 
     async def end(self) -> None:
         """Closes all of it; workers go on. Does nothing where it has not begun."""
         if self._collecting is None:
             return
         self._collecting.cancel()
+        if self._fetching is not None:
+            self._fetching.cancel()
         self._collecting = None
         self._plane.leads = False
         self._plane.metrics.leader.set(0)
@@ -55,6 +62,14 @@ class Leading:
         if self._door is not None:
             await self._door.end()
         await self._plane.scheduler.close()
+
+
+async def _fetch_bundles(plane: ControlPlane) -> None:
+    """What needs a bundle before it has come is tried again, as for everything that a worker lacks."""
+    try:
+        await bundle_copies.fetch_missing(plane.store, plane.bundles)
+    except Exception:  # the outermost edge of this task
+        log.exception("bundles could not be fetched from the database")
 
 
 async def _collect_regularly(plane: ControlPlane) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -168,7 +170,7 @@ async def _serve_store(
     kept = local.runner if await store.read(_count_workers) else ""
     choice = await choose(settings, os.environ, kept)
     runner, settings = choice.runner, choice.settings
-    await _ensure_local_key(store, local)
+    await _ensure_local_key(store, local, _local_key_name(store, settings))
     await admin_key.ensure(store, settings.data_dir, settings.admin_key_file)
     listener = listen(settings, local.port)
     port = listener.getsockname()[1]
@@ -334,14 +336,22 @@ def _say(is_heard: bool, text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201 - for the person at the terminal
 
 
-async def _ensure_local_key(store: Store, local: Local) -> None:
+def _local_key_name(store: Store, settings: Settings) -> str:
+    """The same each time; where machines share the database, each data folder has one of its own."""
+    if not store.database.is_shared:
+        return LOCAL_KEY
+    place = f"{socket.gethostname()}:{settings.data_dir}"
+    return f"{LOCAL_KEY}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+
+
+async def _ensure_local_key(store: Store, local: Local, name: str) -> None:
     known = await store.read(access.key_ring)
     if local.key is not None and known.find(local.key) is not None:
         return
 
     def renew(tx: Any) -> wire.KeyInfo:
-        tx.connection.execute(sa.delete(model.keys).where(model.keys.c.name == LOCAL_KEY))
-        return access.create_key(tx, wire.KeyRequest(LOCAL_KEY, "admin"))
+        tx.connection.execute(sa.delete(model.keys).where(model.keys.c.name == name))
+        return access.create_key(tx, wire.KeyRequest(name, "admin"))
 
     local.key = (await store.write(renew)).key
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from urllib.parse import urlsplit
 
 import psycopg
@@ -14,8 +17,8 @@ from tests.control_plane.bench import make_bench
 from tests.postgres import Relay
 
 from multinode import wire
-from multinode.client import path_of
-from multinode.errors import ServerStopping
+from multinode.client import Client, path_of
+from multinode.errors import NotLoggedIn, ServerStopping
 from multinode_control_plane.leadership import PATIENCE_S, Watch
 from multinode_control_plane.service import leaders
 from multinode_control_plane.service.leaders import Leader
@@ -29,6 +32,7 @@ mn = Multinode()
 
 @mn.function()
 def add(a, b):
+    print("adding")
     return a + b
 
 @mn.function()
@@ -43,7 +47,7 @@ TAKEN_OVER_S = 10.0
 class Pair:
     """Two homes on one database, which share a data folder. Workers reach the second: it passes on what is the leader's."""
 
-    def __init__(self, folder, url):
+    def __init__(self, folder, url, *, shares_folder=True):
         self.products = []
         self.url = url
         self.relay = Relay(9)
@@ -52,14 +56,17 @@ class Pair:
             made.folder.mkdir()
             made.environ |= {
                 "MULTINODE_DATABASE": url,
-                "MULTINODE_DATA_DIR": str(folder / "data"),
+                "MULTINODE_DATA_DIR": str(folder / ("data" if shares_folder else f"data-{name}")),
                 "MULTINODE_WORKER_URL": f"http://127.0.0.1:{self.relay.port}",
             }
             made.write({"tasks/main.py": MAIN})
             self.products.append(made)
         self.first, self.second = self.products
-        for product in self.products:
-            product.run("server", "start", "--port", "0")
+        self.first.run("server", "start", "--port", "0")
+        if not shares_folder:  # what whoever sets them up has to see to
+            (folder / "data-b").mkdir()
+            shutil.copy(folder / "data-a/secret.key", folder / "data-b")
+        self.second.run("server", "start", "--port", "0")
         self.relay.lead_to(urlsplit(self.second.server["url"]).port)
         assert self.leader() == self.first.server["url"]
         assert self.second.json("deploy")["created"]
@@ -87,6 +94,13 @@ def pair(tmp_path, postgres_server):
     made.close()
 
 
+def ask_for(seconds, client):
+    """Over and over."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        client.call(list[wire.ProjectInfo], "GET", "/v1/projects")
+
+
 def result_of(product, invocation_id):
     """Of an invocation, once it has ended."""
     client = product.client()
@@ -98,6 +112,43 @@ def result_of(product, invocation_id):
             client.close()
             return info.status, info.result
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_both_serve_and_hear_each_other(pair, tmp_path):
+    leader, follower = pair.first.client(), pair.second.client()
+    sign = tmp_path / "sign"
+    running = pair.second.json("invoke", "wait_for", str(sign), "--detach")["invocation_id"]
+    path = path_of("invocations", running)
+    for client in (leader, follower):
+        while (seen := client.call(wire.InvocationInfo, "GET", path)).status != "RUNNING":
+            time.sleep(0.02)
+    # Who waits at the one wakes when the other, or a worker that the other has heard, changes something.
+    waiting = f"{path}?revision={seen.revision}&wait_s=20"
+    begun = time.monotonic()
+    with ThreadPoolExecutor(2) as threads:
+        found = [
+            threads.submit(client.call, wire.InvocationInfo, "GET", waiting, wait_s=20)
+            for client in (leader, follower)
+        ]
+        time.sleep(0.5)
+        follower.call(wire.InvocationInfo, "POST", f"{path}/cancel")
+        assert {each.result().status for each in found} <= {"CANCELLING", "CANCELLED"}
+    assert time.monotonic() - begun < 10
+    assert result_of(pair.first, running)[0] == "CANCELLED"
+    assert pair.second.run("invoke", "add", "1", "2") == "3\n"
+    # What only the leader can answer comes through the follower too.
+    said = pair.second.json("invoke", "add", "3", "4")
+    assert "adding" in pair.second.run("logs", said["invocation_id"])
+    # A key that is revoked at one is void at the other.
+    made = pair.second.json("key", "create", "short", "--role", "read")
+    with closing(Client(pair.first.server["url"], made["key"])) as short:
+        short.call(list[wire.ProjectInfo], "GET", "/v1/projects")
+        pair.second.run("key", "revoke", "short")
+        with pytest.raises(NotLoggedIn):
+            ask_for(5, short)
+    for client in (leader, follower):
+        client.close()
 
 
 @pytest.mark.slow
@@ -135,6 +186,23 @@ def test_a_stop_lets_another_lead_at_once(pair):
     pair.wait_until_second_leads()
     assert time.monotonic() - begun < PATIENCE_S
     assert pair.second.run("invoke", "add", "1", "2") == "3\n"
+
+
+@pytest.mark.slow
+def test_a_leader_on_another_machine_has_the_bundles(tmp_path, postgres_server):
+    pair = Pair(tmp_path, postgres_server.new_database(), shares_folder=False)
+    try:
+        os.kill(pair.first.server["pid"], signal.SIGKILL)
+        pair.wait_until_second_leads()
+        bundles = list((tmp_path / "data-a/bundles").iterdir())
+        deadline = time.monotonic() + TAKEN_OVER_S
+        while [path.name for path in (tmp_path / "data-b/bundles").iterdir()] != [bundles[0].name]:
+            assert time.monotonic() < deadline, "it is not fetched"
+            time.sleep(0.05)
+        assert not pair.second.json("deploy")["created"]  # makes the environment
+        assert pair.second.run("invoke", "add", "1", "2") == "3\n"
+    finally:
+        pair.close()
 
 
 # --- the parts ---

@@ -9,6 +9,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 
 from multinode import wire
 from multinode.errors import MultinodeError, NotAllowed
+from multinode_control_plane import bundle_copies
 from multinode_control_plane.api.calls import Call, until
 from multinode_control_plane.api.output import with_heartbeats
 from multinode_control_plane.service import bundles, rows
@@ -102,6 +103,8 @@ async def put_bundle(call: Call) -> wire.Empty:
     digest, within = call.path("digest"), call.caller.within
     # What is here already is read too: only who has all of it may use it in their project.
     await call.plane.bundles.put(digest, call.request.stream(), check=within is not None)
+    if call.plane.store.database.is_shared:
+        await bundle_copies.copy(call.plane.store, call.plane.bundles, digest)
     if within is not None:
         await call.plane.store.write(lambda tx: bundles.sent(tx, digest, within))
     return wire.Empty()
