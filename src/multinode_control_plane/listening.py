@@ -8,7 +8,7 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -18,6 +18,7 @@ from multinode_control_plane.api.border import Border, KnownHosts
 from multinode_control_plane.patience import PatientProtocol
 from multinode_control_plane.runners import Runner, WorkerAddress
 from multinode_control_plane.settings import DEFAULT_PORT, LOOPBACK, Settings
+from multinode_control_plane.tls import Certificate
 
 KEEP_ALIVE_S = 75
 """Longer than clients leave a connection idle, so that it is rarely closed under a request."""
@@ -48,7 +49,9 @@ class HttpServer(uvicorn.Server):
 class Serving:
     """An application that is served on a socket, from now until `end`."""
 
-    def __init__(self, app: Border, listener: socket.socket) -> None:
+    def __init__(
+        self, app: Border, listener: socket.socket, certificate: Certificate | None = None
+    ) -> None:
         self._http = HttpServer(
             uvicorn.Config(
                 app,
@@ -62,6 +65,8 @@ class Serving:
                 ws="none",
                 loop="asyncio",
                 timeout_keep_alive=KEEP_ALIVE_S,
+                ssl_certfile=certificate.cert if certificate else None,
+                ssl_keyfile=certificate.key if certificate else None,
                 timeout_graceful_shutdown=5,
                 backlog=2048,
             )
@@ -94,8 +99,8 @@ def listen(settings: Settings, last_port: int | None) -> socket.socket:
 
 
 @dataclass(frozen=True)
-class WorkerDoor:
-    """A second listener, for workers alone, where they cannot reach the first. ``name`` is how they reach it."""
+class Door:
+    """A second listener, for those who cannot use the first. ``name`` is how they reach it."""
 
     listener: socket.socket
     name: str
@@ -107,18 +112,18 @@ class WorkerDoor:
 
     @property
     def url(self) -> str:
-        """What workers are told."""
+        """What they are told."""
         return f"http://{in_url(self.name)}:{self.port}"
 
     @property
     def hosts(self) -> KnownHosts:
-        """The host that workers name."""
+        """The host that they name."""
         return KnownHosts(frozenset({self.name}))
 
 
 async def worker_door(
     settings: Settings, runner: Runner, last_port: int | None, *, is_shared: bool
-) -> WorkerDoor | None:
+) -> Door | None:
     """The listener that the runner's workers need; None where they can use the first, or another server passes them on to it.
 
     It has the port of last time, which workers that live were told. Where several processes share the database, each has a port
@@ -133,14 +138,27 @@ async def worker_door(
         return None
     for port in (last_port or 0, 0):
         try:
-            return WorkerDoor(bind(address.listen, port), address.name)
+            return Door(bind(address.listen, port), address.name)
         except OSError as error:
             reason = error.strerror
     message = f"Cannot listen on {address.listen}, where {runner.name} workers would reach this server: {reason}."
     raise InputError(message, "Say how they reach it: --worker-url http://this-machine:port.")
 
 
-def door_at(worker_url: str, host: str) -> WorkerDoor | None:
+def local_door(settings: Settings, last_port: int | None) -> Door | None:
+    """Where the first listener speaks TLS: one in plain HTTP, on loopback, for what runs on this machine. On the port of last time, if that is free.
+
+    No certificate is for 127.0.0.1, and nothing on this machine has to know who vouches for it.
+    """
+    if settings.certificate is None:
+        return None
+    if last_port:
+        with contextlib.suppress(OSError):
+            return Door(bind("127.0.0.1", last_port), "127.0.0.1")
+    return Door(bind("127.0.0.1", 0), "127.0.0.1")
+
+
+def door_at(worker_url: str, host: str) -> Door | None:
     """A listener where a --worker-url points to, if that is an address of this machine, and the first is on loopback alone.
 
     Elsewhere (a name that only workers know, another machine, a port that something has) somebody passes it on.
@@ -165,7 +183,7 @@ def door_at(worker_url: str, host: str) -> WorkerDoor | None:
     if ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         listener.close()
         return None
-    return WorkerDoor(listener, name)
+    return Door(listener, name)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -200,7 +218,18 @@ def in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+def is_open_to_readers(settings: Settings) -> bool:
+    """Whether keys pass in plain HTTP beyond this machine, as far as can be known: what is between a proxy and its clients cannot."""
+    is_plain = settings.certificate is None and not settings.trusted_proxies
+    return is_plain and settings.host not in LOOPBACK
+
+
+def own_url(settings: Settings, port: int) -> str:
+    """Of the first listener."""
+    return f"{'https' if settings.certificate else 'http'}://{in_url(settings.host)}:{port}"
+
+
 def peer_url(settings: Settings, port: int) -> str:
     """Where other processes of this control plane reach this one."""
     is_every = settings.host in ("0.0.0.0", "::")  # noqa: S104, RUF100 - read, not bound
-    return f"http://{in_url(socket.gethostname() if is_every else settings.host)}:{port}"
+    return own_url(replace(settings, host=socket.gethostname()) if is_every else settings, port)

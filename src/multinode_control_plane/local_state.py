@@ -22,15 +22,20 @@ class Local:
         self.key: str | None = known.get("key")
         self.port: int | None = known.get("port")
         self.worker_port: int | None = known.get("worker_port")
+        self.local_port: int | None = known.get("local_port")
         self.runner: str = known.get("runner", "")
 
-    def remember(self, port: int, worker_port: int | None, runner: str) -> None:
-        """Writes all of it (0600); the port for workers is kept where there is none this time."""
+    def remember(
+        self, port: int, worker_port: int | None, runner: str, *, local_port: int | None = None
+    ) -> None:
+        """Writes all of it (0600); the ports of doors are kept where there is none this time."""
         self.port, self.worker_port, self.runner = port, worker_port or self.worker_port, runner
+        self.local_port = local_port or self.local_port
         known = {
             "key": self.key,
             "port": port,
             "worker_port": self.worker_port,
+            "local_port": self.local_port,
             "runner": runner,
         }
         whole_files.write(self._path, json.dumps(known, indent=1).encode())

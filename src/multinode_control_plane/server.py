@@ -37,7 +37,15 @@ from multinode_control_plane.api.routes import make_app
 from multinode_control_plane.cluster import Cluster
 from multinode_control_plane.databases import Database, open_database
 from multinode_control_plane.leading import Leading
-from multinode_control_plane.listening import Serving, in_url, known_hosts, listen, peer_url
+from multinode_control_plane.listening import (
+    Serving,
+    is_open_to_readers,
+    known_hosts,
+    listen,
+    local_door,
+    own_url,
+    peer_url,
+)
 from multinode_control_plane.local_state import FILE, Local
 from multinode_control_plane.runners import whole_files
 from multinode_control_plane.runners.choice import choose
@@ -174,8 +182,10 @@ async def _serve_store(
     await admin_key.ensure(store, settings.data_dir, settings.admin_key_file)
     listener = listen(settings, local.port)
     port = listener.getsockname()[1]
-    url = f"http://{in_url(settings.host)}:{port}"
-    local.remember(port, None, runner.name)
+    url = own_url(settings, port)
+    door = local_door(settings, local.local_port)
+    local_url = door.url if door else url
+    local.remember(port, None, runner.name, local_port=door.port if door else None)
     context = Context(settings, load_sealer(settings.data_dir / "secret.key"))
     tracing = open_tracing() if settings.traces else None
     plane = ControlPlane(
@@ -189,7 +199,7 @@ async def _serve_store(
         tracing=tracing,
     )
     await plane.read_keys()
-    leading, part = Leading(plane, url, port), Part(stop)
+    leading, part = Leading(plane, local_url, port), Part(stop)
     cluster = None
     if store.database.is_shared:
         cluster = Cluster(plane, leading, peer_url(settings, port), part.fall)
@@ -197,12 +207,20 @@ async def _serve_store(
     else:
         await leading.begin()
     plane.readiness.open()
-    serving = Serving(make_app(plane, known_hosts(settings)), listener)
+    serving = [Serving(make_app(plane, known_hosts(settings)), listener, settings.certificate)]
+    if door is not None:
+        serving.append(Serving(make_app(plane, door.hosts), door.listener))
     if cluster is not None:
         await cluster.settled.wait()
-    _write_server_file(settings, url, local.key, choice.reason)
+    _write_server_file(settings, local_url, local.key, choice.reason, port)
     ready.up(url)
     log.info("listening on %s", url)
+    if is_open_to_readers(settings):
+        log.warning(
+            "%s is plain HTTP: whoever is on the way reads keys and values. "
+            "Use --tls-cert and --tls-key, or a proxy with TLS and --trusted-proxies.",
+            url,
+        )
     why = f", {choice.reason}" if choice.reason else ""
     log.info("runner: %s%s", runner.name, why)
     follows = "" if plane.leads else ", another process leads"
@@ -218,7 +236,8 @@ async def _serve_store(
             await _let_clients_go(stop, settings.stop_delay_s)
     finally:
         store.changes.fire_all()
-        await serving.end()
+        for each in serving:
+            await each.end()
         await leading.end()
         if cluster is not None:
             await cluster.close()
@@ -360,9 +379,13 @@ def _server_file_of(settings: Settings) -> Path:
     return settings.home / "server.json"
 
 
-def _write_server_file(settings: Settings, url: str, key: str | None, reason: str) -> None:
-    """``url`` is empty while this process waits to lead."""
-    whole_files.write(_server_file_of(settings), _json(_server_file(settings, url, key, reason)))
+def _write_server_file(
+    settings: Settings, url: str, key: str | None, reason: str, port: int
+) -> None:
+    """``url`` is for this machine; ``port`` is that of the first listener, which others use."""
+    content = _server_file(settings, url, key, reason)
+    content["port"] = port
+    whole_files.write(_server_file_of(settings), _json(content))
 
 
 def _server_file(settings: Settings, url: str, key: str | None, reason: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Each option ``--some-name`` has the environment variable ``MULTINODE_SOME_NAME``
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from multinode.errors import InputError
+from multinode_control_plane.tls import Certificate
 
 DEFAULT_PORT = 9470
 LOG_FORMATS = ("text", "json")
@@ -53,6 +55,11 @@ class Settings:
     """Where images are pushed to and pulled from: ``host[:port]/name``."""
     registry_username: str | None = None
     registry_key: str | None = field(default=None, repr=False)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    """Both or neither: PEM files of the certificate with which it speaks TLS, and of its key."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks (CIDR) of the proxies whose X-Forwarded headers are believed."""
     admin_key_file: Path | None = None
     """Holds the key ``admin``; without it one is made in the data folder."""
     grace_s: float = 120.0
@@ -71,6 +78,13 @@ class Settings:
     log_limit_bytes: int = 64 * 1024 * 1024
     disk_limit_bytes: int = 20 * 1024**3
     """Of what is stored and nothing needs: unused environments, images and bundles, and output of what has ended."""
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """None: plain HTTP."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return Certificate(self.tls_cert, self.tls_key)
 
     @property
     def lock_dir(self) -> Path:
@@ -146,6 +160,12 @@ def parser() -> argparse.ArgumentParser:
         "--allowed-hosts",
         help="further names that the Host header may have, e.g. multinode.example.com,10.0.0.5",
     )
+    made.add_argument("--tls-cert", help="PEM file of the certificate with which it speaks TLS")
+    made.add_argument("--tls-key", help="PEM file of the certificate's key")
+    made.add_argument(
+        "--trusted-proxies",
+        help="proxies whose X-Forwarded-For is believed, addresses or networks, e.g. 127.0.0.1,10.0.0.0/8",
+    )
     made.add_argument(
         "--admin-key-file",
         help="file (0600) with the key of the name admin; without it one is made in the data folder",
@@ -197,12 +217,16 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         disk_limit_bytes=_size(given("disk_limit")),
         allow_process=_switch(given("allow_process")),
         allowed_hosts=_hosts(given("allowed_hosts")),
+        tls_cert=_file(given("tls_cert")),
+        tls_key=_file(given("tls_key")),
+        trusted_proxies=_networks(given("trusted_proxies")),
         admin_key_file=_file(given("admin_key_file")),
         traces=_has_traces(environ),
         log_format=_log_format(given("log_format")),
         **spans,  # type: ignore[arg-type]  # names and types are those of _SPANS and _SIZES
         **sizes,
     )
+    check_certificate(settings)
     if settings.runner == "process":
         check_isolation(settings)
     return settings
@@ -251,6 +275,15 @@ def without_password(url: str) -> str:
     scheme, slashes, user = head.partition("://")
     shown = f"{scheme}{slashes}{user.partition(':')[0]}{at}{rest}" if at else url
     return re.sub(r"([?&])(password|sslpassword|passfile)=[^&]*", r"\1\2=…", shown)
+
+
+def check_certificate(settings: Settings) -> None:
+    """Raises InputError for half of a certificate, and for one that cannot be used."""
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        message = "--tls-cert and --tls-key belong together: one of them is missing."
+        raise InputError(message, "Give both, or neither for plain HTTP.")
+    if settings.certificate is not None:
+        settings.certificate.check()
 
 
 def check_isolation(settings: Settings) -> None:
@@ -303,6 +336,18 @@ def _hosts(text: str | None) -> tuple[str, ...]:
             message = f"--allowed-hosts: {name!r} is not the name of a host."
             raise InputError(message, "Write it like multinode.example.com,10.0.0.5.")
     return tuple(dict.fromkeys(host_name(name) or "" for name in names))
+
+
+def _networks(text: str | None) -> tuple[str, ...]:
+    """Each as CIDR. Raises InputError for what is no address and no network."""
+    found = []
+    for part in filter(None, map(str.strip, text.split(",") if text else ())):
+        try:
+            found.append(str(ipaddress.ip_network(part)))
+        except ValueError as error:
+            message = f"--trusted-proxies: {part!r} is not an address or a network."
+            raise InputError(message, "Write it like 127.0.0.1,10.0.0.0/8.") from error
+    return tuple(dict.fromkeys(found))
 
 
 def _url(text: str | None) -> str | None:

@@ -272,7 +272,9 @@ class ServedPlane:
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.api.readiness.open()
         app = make_app(self.api, known_hosts(plane.context.settings))
-        config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, ws="none")
+        config = uvicorn.Config(
+            app, lifespan="off", log_config=None, access_log=False, ws="none", proxy_headers=False
+        )
         self._http = HttpServer(config)
         self._serving = asyncio.create_task(self._http.serve(sockets=[listener]))
 

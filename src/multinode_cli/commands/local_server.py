@@ -48,6 +48,8 @@ class RunningServer:
     """Why it is this one, where nobody named it."""
     lock: Path = field(default_factory=Path)
     """Held by the process while it runs."""
+    port: int | None = None
+    """Where others reach it; ``url`` has another one where that speaks TLS."""
 
     @property
     def chosen(self) -> str:
@@ -71,6 +73,7 @@ def find(home: Path) -> RunningServer | None:
             str(data.get("runner", "")),
             str(data.get("runner_reason", "")),
             Path(data.get("lock") or data_dir / "lock"),
+            data.get("port"),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -153,7 +156,7 @@ def restart_options(server: RunningServer) -> list[str]:
     """The options that start ``server`` as it was, on the port where it listens now."""
     given = dict(server.options)
     capacity = given.pop("capacity", None)
-    arguments = [f"--port={server.url.rpartition(':')[2].strip('/')}"]
+    arguments = [f"--port={server.port or server.url.rpartition(':')[2].strip('/')}"]
     if isinstance(capacity, dict):
         arguments.append(f"--capacity=cpu={capacity['cpu']:g},memory={capacity['memory_mib']}MiB")
     for name, value in given.items():

@@ -102,6 +102,24 @@ _AdminKeyFile = Annotated[
         help="Holds the key of the name admin (MULTINODE_ADMIN_KEY_FILE).",
     ),
 ]
+_TlsCert = Annotated[
+    str | None,
+    typer.Option(
+        "--tls-cert", metavar="FILE", help="Certificate, to speak TLS (MULTINODE_TLS_CERT)."
+    ),
+]
+_TlsKey = Annotated[
+    str | None,
+    typer.Option("--tls-key", metavar="FILE", help="The certificate's key (MULTINODE_TLS_KEY)."),
+]
+_TrustedProxies = Annotated[
+    str | None,
+    typer.Option(
+        "--trusted-proxies",
+        metavar="ADDRESSES",
+        help="Whose X-Forwarded-For is believed, e.g. 10.0.0.0/8 (MULTINODE_TRUSTED_PROXIES).",
+    ),
+]
 _AllowedHosts = Annotated[
     str | None,
     typer.Option(
@@ -117,9 +135,16 @@ def _options(
     data_dir: str | None,
     allow_process: bool,
     admin_key_file: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
     **given: str | None,
 ) -> list[str]:
-    paths = {"data_dir": data_dir, "admin_key_file": admin_key_file}
+    paths = {
+        "data_dir": data_dir,
+        "admin_key_file": admin_key_file,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+    }
     values = {**given, **{name: Path(at).absolute() for name, at in paths.items() if at}}
     options = [
         f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None
@@ -144,6 +169,9 @@ def run(
     allowed_hosts: _AllowedHosts = None,
     log_format: _LogFormat = None,
     admin_key_file: _AdminKeyFile = None,
+    tls_cert: _TlsCert = None,
+    tls_key: _TlsKey = None,
+    trusted_proxies: _TrustedProxies = None,
 ) -> Answer:
     """Run the control plane in the foreground, until Ctrl-C.
 
@@ -155,6 +183,7 @@ def run(
         worker_url=worker_url, capacity=capacity, disk_limit=disk_limit, registry=registry,
         registry_username=registry_username, allow_process=allow_process,
         allowed_hosts=allowed_hosts, log_format=log_format, admin_key_file=admin_key_file,
+        tls_cert=tls_cert, tls_key=tls_key, trusted_proxies=trusted_proxies,
     )  # fmt: skip
     command = local_server.command(session.settings.home, [*options, "--foreground"])
     os.execv(sys.executable, command)
@@ -177,6 +206,9 @@ def start(
     allowed_hosts: _AllowedHosts = None,
     log_format: _LogFormat = None,
     admin_key_file: _AdminKeyFile = None,
+    tls_cert: _TlsCert = None,
+    tls_key: _TlsKey = None,
+    trusted_proxies: _TrustedProxies = None,
 ) -> Answer:
     """Start the control plane in the background, and return when it answers.
 
@@ -187,6 +219,7 @@ def start(
         worker_url=worker_url, capacity=capacity, disk_limit=disk_limit, registry=registry,
         registry_username=registry_username, allow_process=allow_process,
         allowed_hosts=allowed_hosts, log_format=log_format, admin_key_file=admin_key_file,
+        tls_cert=tls_cert, tls_key=tls_key, trusted_proxies=trusted_proxies,
     )  # fmt: skip
     server, was_started = local_server.start(session.settings, session.console, options)
     verb = "runs" if was_started else "runs already"

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from multinode.errors import NotAllowed
 from multinode_control_plane import __version__
 from multinode_control_plane.api.calls import error_response
+from multinode_control_plane.api.proxies import TrustedProxies
 from multinode_control_plane.service import traceparent
 from multinode_control_plane.settings import host_name
 from multinode_control_plane.telemetry.request import Asked, current, request_id_of
@@ -56,9 +57,10 @@ def _is_address(name: str) -> bool:
 class Border:
     """Refuses foreign hosts and web pages, and says with every answer which version gave it, and the request's id."""
 
-    def __init__(self, app: ASGIApp, hosts: KnownHosts) -> None:
+    def __init__(self, app: ASGIApp, hosts: KnownHosts, proxies: TrustedProxies) -> None:
         self._app = app
         self._hosts = hosts
+        self._proxies = proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI call."""
@@ -69,7 +71,8 @@ class Border:
         headers = {k: v.decode("latin-1") for k, v in reversed(scope["headers"])}
         asked = Asked(request_id_of(headers.get(b"x-request-id")))
         asked.traceparent = traceparent.valid(headers.get(b"traceparent"))
-        asked.address = scope["client"][0] if scope.get("client") else ""
+        asked.address = self._proxies.client_of(scope)
+        scope["scheme"] = self._proxies.scheme_of(scope)
         current.set(asked)
 
         async def send_with_version(message: Message) -> None:

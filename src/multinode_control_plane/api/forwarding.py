@@ -14,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from multinode.errors import NotReady
 from multinode_control_plane.service import leaders
 from multinode_control_plane.store import Store
+from multinode_control_plane.tls import Certificate
 
 PATIENCE_S = 20.0
 """How long a request waits for somebody to lead: longer than a take-over lasts."""
@@ -30,10 +31,11 @@ _PASSED_BACK = ("content-type", "content-length", "retry-after", "x-content-type
 class Forwarding:
     """Finds the leader, asks it, and passes its answer back. Lives on the event loop."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, certificate: Certificate | None) -> None:
         self._store = store
         self._client = httpx.AsyncClient(
             trust_env=False,
+            verify=certificate.of_peers() if certificate else True,
             timeout=httpx.Timeout(READ_S, connect=CONNECT_S, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
         )

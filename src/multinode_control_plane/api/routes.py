@@ -55,6 +55,7 @@ from multinode_control_plane.api.calls import (
 from multinode_control_plane.api.field_api.endpoints import FIELD_ENDPOINTS
 from multinode_control_plane.api.openapi import document
 from multinode_control_plane.api.parameters import Query
+from multinode_control_plane.api.proxies import TrustedProxies
 from multinode_control_plane.telemetry.request import Asked, current
 
 PROJECT = "/v1/projects/{project}"
@@ -407,7 +408,8 @@ def make_app(
     endpoints: Iterable[Endpoint] = (*ENDPOINTS, *FIELD_ENDPOINTS),
 ) -> Border:
     """The ASGI application, which answers to ``hosts``."""
-    return Border(Routing(plane, endpoints), hosts)
+    proxies = TrustedProxies(plane.context.settings.trusted_proxies)
+    return Border(Routing(plane, endpoints), hosts, proxies)
 
 
 class Routing:

@@ -1,0 +1,145 @@
+"""In front: whom forwarded addresses are believed of, and TLS with its door for this machine."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.control_plane.bench import make_settings
+from tests.control_plane.told_plane import serving
+from tests.images.certificates import write_certificates
+
+from multinode.errors import InputError
+from multinode_control_plane import listening
+from multinode_control_plane.api.limits import WRONG_KEYS
+from multinode_control_plane.api.proxies import TrustedProxies
+from multinode_control_plane.listening import is_open_to_readers, local_door, peer_url
+from multinode_control_plane.settings import parser, resolve
+
+
+def client(
+    *forwarded: str, peer: str = "10.0.0.9", trusted: tuple[str, ...] = ("10.0.0.0/8",)
+) -> str:
+    headers = [(b"x-forwarded-for", text.encode()) for text in forwarded]
+    return TrustedProxies(trusted).client_of({"client": (peer, 1), "headers": headers})
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "address"),
+    [
+        ((), "10.0.0.9"),
+        (("192.0.2.7",), "192.0.2.7"),
+        (("1.1.1.1, 192.0.2.7",), "192.0.2.7"),  # the client may have sent the first one itself
+        (("1.1.1.1", "192.0.2.7"), "192.0.2.7"),
+        (("192.0.2.7, 10.1.1.1",), "192.0.2.7"),
+        (("10.1.1.1",), "10.1.1.1"),
+        (("192.0.2.7, nonsense, 10.1.1.1",), "10.1.1.1"),
+        (("2001:db8::1",), "2001:db8::1"),
+    ],
+)
+def test_a_trusted_proxy_says_who_asks(forwarded, address):
+    assert client(*forwarded) == address
+
+
+def test_others_are_not_believed():
+    assert client("192.0.2.7", peer="192.0.2.1") == "192.0.2.1"
+    assert client("192.0.2.7", trusted=()) == "10.0.0.9"
+    assert client("192.0.2.7", peer="::ffff:10.0.0.9") == "192.0.2.7"
+    assert client(peer="") == ""
+
+
+def test_the_scheme_is_believed_of_them_too():
+    made = TrustedProxies(["10.0.0.0/8"])
+    for peer, said, scheme in (
+        ("10.0.0.9", b"https", "https"),
+        ("192.0.2.1", b"https", "http"),
+        ("10.0.0.9", b"gopher", "http"),
+    ):
+        headers = [(b"x-forwarded-proto", said)]
+        asked = {"client": (peer, 1), "headers": headers, "scheme": "http"}
+        assert made.scheme_of(asked) == scheme
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_wrong_keys_are_counted_by_the_forwarded_address(tmp_path, is_trusted):
+    with serving(tmp_path, trusted_proxies=("127.0.0.1/32",) if is_trusted else ()) as served:
+        for n in range(WRONG_KEYS + 1):
+            answer = ask(served.url, "wrong", f"192.0.2.{n}")
+        assert answer.status_code == (401 if is_trusted else 429)
+
+
+def ask(url: str, key: str, address: str) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {key}", "X-Forwarded-For": address}
+    return httpx.get(url + "/v1/projects", headers=headers, trust_env=False)
+
+
+def resolved(tmp_path: Path, *argv: str) -> Any:
+    return resolve(parser().parse_args(["--home", str(tmp_path), *argv]), {})
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--trusted-proxies=10.0.0.0/8,proxy"], "'proxy' is not an address or a network"),
+        (["--trusted-proxies=10.0.0.1/8"], "'10.0.0.1/8' is not an address or a network"),
+        (["--tls-cert=server.pem"], "belong together"),
+        (["--tls-cert=no.pem", "--tls-key=server.pem"], "no.pem cannot be read: No such file"),
+        (["--tls-cert=server.pem", "--tls-key=no.pem"], "no.pem cannot be read: No such file"),
+        (["--tls-cert=empty.pem", "--tls-key=server.pem"], "are no certificate with its key"),
+        (["--tls-cert=ca.pem", "--tls-key=server.pem"], "are no certificate with its key"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    write_certificates(tmp_path)
+    (tmp_path / "empty.pem").write_text("")
+    with pytest.raises(InputError) as caught:
+        resolved(tmp_path, *argv)
+    assert message in caught.value.message
+
+
+def test_proxies_are_addresses_and_networks(tmp_path):
+    made = resolved(tmp_path, "--trusted-proxies", "127.0.0.1, 10.0.0.0/8,::1,127.0.0.1")
+    assert made.trusted_proxies == ("127.0.0.1/32", "10.0.0.0/8", "::1/128")
+
+
+def test_plain_http_beyond_loopback_is_warned_of(tmp_path):
+    write_certificates(tmp_path)
+    pem = tmp_path / "server.pem"
+    beyond = make_settings(tmp_path, host="0.0.0.0")
+    assert is_open_to_readers(beyond)
+    assert not is_open_to_readers(make_settings(tmp_path))
+    assert not is_open_to_readers(make_settings(tmp_path, host="::", tls_cert=pem, tls_key=pem))
+    assert not is_open_to_readers(
+        make_settings(tmp_path, host="::", trusted_proxies=("10.0.0.1/32",))
+    )
+
+
+def test_the_door_of_this_machine_keeps_its_port_where_that_is_free(tmp_path):
+    write_certificates(tmp_path)
+    pem = tmp_path / "server.pem"
+    assert local_door(make_settings(tmp_path), 9) is None
+    settings = make_settings(tmp_path, host="0.0.0.0", tls_cert=pem, tls_key=pem)
+    first = local_door(settings, None)
+    second = local_door(settings, first.port)
+    assert second.port != first.port
+    port = first.port
+    first.listener.close()
+    second.listener.close()
+    again = local_door(settings, port)
+    assert again.url == f"http://127.0.0.1:{port}"
+    again.listener.close()
+    assert peer_url(settings, 7) == f"https://{listening.socket.gethostname()}:7"
+
+
+def test_peers_trust_their_own_certificate_alone(tmp_path):
+    write_certificates(tmp_path)
+    settings = make_settings(
+        tmp_path, tls_cert=tmp_path / "server.pem", tls_key=tmp_path / "server.pem"
+    )
+    context = settings.certificate.of_peers()
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    assert context.cert_store_stats()["x509"] == 1
