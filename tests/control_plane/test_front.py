@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ssl
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from multinode.errors import InputError
 from multinode_control_plane import listening
 from multinode_control_plane.api.limits import WRONG_KEYS
 from multinode_control_plane.api.proxies import TrustedProxies
-from multinode_control_plane.listening import is_open_to_readers, local_door, peer_url
+from multinode_control_plane.listening import Serving, is_open_to_readers, local_door, peer_url
 from multinode_control_plane.settings import parser, resolve
+from multinode_control_plane.tls import Certificate
 
 
 def client(
@@ -135,11 +136,33 @@ def test_the_door_of_this_machine_keeps_its_port_where_that_is_free(tmp_path):
     assert peer_url(settings, 7) == f"https://{listening.socket.gethostname()}:7"
 
 
-def test_peers_trust_their_own_certificate_alone(tmp_path):
-    write_certificates(tmp_path)
-    settings = make_settings(
-        tmp_path, tls_cert=tmp_path / "server.pem", tls_key=tmp_path / "server.pem"
-    )
-    context = settings.certificate.of_peers()
-    assert context.verify_mode == ssl.CERT_REQUIRED
-    assert context.cert_store_stats()["x509"] == 1
+async def greet(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"here"})
+
+
+def test_peers_trust_the_certificate_that_they_share_and_no_other(tmp_path):
+    certificates = []
+    for name in ("shared", "another"):
+        (tmp_path / name).mkdir()
+        write_certificates(tmp_path / name, address="192.0.2.1")  # not where it listens
+        pem = tmp_path / name / "server.pem"
+        certificates.append(make_settings(tmp_path, tls_cert=pem, tls_key=pem).certificate)
+
+    async def ask_with(certificate: Certificate, port: int) -> str:
+        async with httpx.AsyncClient(verify=certificate.of_peers(), trust_env=False) as asked:
+            return (await asked.get(f"https://127.0.0.1:{port}/")).text
+
+    async def test() -> None:
+        shared, another = certificates
+        listener = listening.bind("127.0.0.1", 0)
+        port = listener.getsockname()[1]
+        served = Serving(greet, listener, shared)
+        try:
+            assert await ask_with(shared, port) == "here"
+            with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+                await ask_with(another, port)
+        finally:
+            await served.end()
+
+    asyncio.run(test())
