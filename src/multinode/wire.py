@@ -523,6 +523,18 @@ class StopRequest(Record):
     mode: str = "drain"
 
 
+class RotatedKey(Record):
+    """Answer of ``POST /v1/server/rotate-key``: the id of the key that encrypts `.env` values now."""
+
+    key_id: str
+    versions: int
+    """Versions that were encrypted anew."""
+    retired: List[str]
+    """Ids of the keys that encrypt nothing any more."""
+    left: str = ""
+    """What is left to do by hand, in a sentence."""
+
+
 class KeyRequest(Record):
     """Body of ``POST /v1/keys``."""
 
@@ -551,7 +563,7 @@ class AuditLine(Record):
     key_name: str
     role: str
     action: str
-    """``deploy``, ``rollback``, ``remove``, ``invoke``, ``retry``, ``cancel``, ``make key``, ``revoke key`` or ``stop server``."""
+    """``deploy``, ``rollback``, ``remove``, ``invoke``, ``retry``, ``cancel``, ``make key``, ``revoke key``, ``rotate key`` or ``stop server``."""
     target: str
     project: Optional[str] = None
     count: int = 1

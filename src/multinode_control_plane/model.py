@@ -101,11 +101,23 @@ versions = sa.Table(
     sa.Column("bundle_digest", sa.Text, nullable=False),
     sa.Column("dotenv", sa.LargeBinary, nullable=False),
     sa.Column("dotenv_names", sa.JSON, nullable=False),
+    sa.Column(
+        "sealed_with", sa.Text
+    ),  # id of the key; NULL where an older release has written the row
     sa.Column("content_key", sa.Text, nullable=False),
     sa.Column("describe_key", sa.Text, nullable=False, index=True),
     sa.UniqueConstraint("project", "content_key"),
     sa.UniqueConstraint("project", "number"),
 )
+
+sealing = sa.Table(
+    "sealing",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("key_id", sa.Text, nullable=False),
+    sa.Column("mac_key", sa.LargeBinary, nullable=False),
+)
+"""One row: the id of the key that encrypts `.env` values now, and, encrypted with it, the key of digests and tokens."""
 
 functions = sa.Table(
     "functions",

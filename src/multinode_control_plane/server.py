@@ -50,9 +50,9 @@ from multinode_control_plane.local_state import FILE, Local
 from multinode_control_plane.runners import whole_files
 from multinode_control_plane.runners.choice import choose
 from multinode_control_plane.scheduler import Scheduler
+from multinode_control_plane.secret_keys import source_of
 from multinode_control_plane.server_log import ServerLog
-from multinode_control_plane.service import access, invocations
-from multinode_control_plane.service.dotenv import load_sealer
+from multinode_control_plane.service import access, invocations, sealing
 from multinode_control_plane.service.executions import Context
 from multinode_control_plane.settings import Settings, parser, resolve
 from multinode_control_plane.store import Store
@@ -176,6 +176,8 @@ async def _serve_store(
 ) -> None:
     local = Local(settings.data_dir / FILE)
     kept = local.runner if await store.read(_count_workers) else ""
+    source = source_of(settings, os.environ)
+    sealer = await store.write(lambda tx: sealing.open_sealer(tx, source))
     choice = await choose(settings, os.environ, kept)
     runner, settings = choice.runner, choice.settings
     await _ensure_local_key(store, local, _local_key_name(store, settings))
@@ -186,7 +188,7 @@ async def _serve_store(
     door = local_door(settings, local.local_port)
     local_url = door.url if door else url
     local.remember(port, None, runner.name, local_port=door.port if door else None)
-    context = Context(settings, load_sealer(settings.data_dir / "secret.key"))
+    context = Context(settings, sealer)
     tracing = open_tracing() if settings.traces else None
     plane = ControlPlane(
         store,

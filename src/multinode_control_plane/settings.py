@@ -62,6 +62,8 @@ class Settings:
     """Networks (CIDR) of the proxies whose X-Forwarded headers are believed."""
     admin_key_file: Path | None = None
     """Holds the key ``admin``; without it one is made in the data folder."""
+    secret_key_from: str | None = None
+    """Where the keys of `.env` values are (see `secret_keys`); without it, ``secret.key`` in the data folder."""
     grace_s: float = 120.0
     silence_s: float = 30.0
     unreachable_s: float = 300.0
@@ -171,6 +173,10 @@ def parser() -> argparse.ArgumentParser:
         help="file (0600) with the key of the name admin; without it one is made in the data folder",
     )
     made.add_argument(
+        "--secret-key-from",
+        help="where the keys of .env values are: file:PATH, env:NAME or aws:SECRET_ID; without it, in the data folder",
+    )
+    made.add_argument(
         "--disk-limit",
         help="how much is kept that nothing needs, e.g. 20GiB: unused environments, output of what has ended",
     )
@@ -221,6 +227,7 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         tls_key=_file(given("tls_key")),
         trusted_proxies=_networks(given("trusted_proxies")),
         admin_key_file=_file(given("admin_key_file")),
+        secret_key_from=_secret_key_from(given("secret_key_from")),
         traces=_has_traces(environ),
         log_format=_log_format(given("log_format")),
         **spans,  # type: ignore[arg-type]  # names and types are those of _SPANS and _SIZES
@@ -234,6 +241,20 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
 
 def _file(text: str | None) -> Path | None:
     return None if text is None else Path(text).expanduser().absolute()
+
+
+def _secret_key_from(text: str | None) -> str | None:
+    """Raises InputError without showing the text: it may be a key that somebody gave in place of where it is."""
+    if text is None:
+        return None
+    kind, _, place = text.partition(":")
+    if kind == "file" and place:
+        return f"file:{Path(place).expanduser().absolute()}"
+    is_variable = kind == "env" and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", place)
+    if is_variable or (kind == "aws" and place):
+        return text
+    message = "--secret-key-from names no place of keys."
+    raise InputError(message, "Write it like file:PATH, env:NAME or aws:SECRET_ID.")
 
 
 def _has_traces(environ: Mapping[str, str]) -> bool:

@@ -175,6 +175,6 @@ class Bench:
 
 def make_bench(home: Path, **settings: Any) -> Bench:
     made = make_settings(home, **settings)
-    bench = Bench(Store(made.database), Context(made, Sealer(b"k" * 32)))
+    bench = Bench(Store(made.database), Context(made, Sealer([b"k" * 32])))
     bench.open()
     return bench

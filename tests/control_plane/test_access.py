@@ -82,6 +82,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/metrics"): Rule("/metrics", "read", keys=(DENIED, DENIED)),
     ("GET", "/v1/server"): Rule("/v1/server", "read", keys=(DONE, DONE)),
     ("POST", "/v1/server/stop"): Rule("/v1/server/stop", "admin", INVALID, {"mode": "nonsense"}),
+    ("POST", "/v1/server/rotate-key"): Rule("/v1/server/rotate-key", "admin"),
     ("GET", "/v1/server/checks"): Rule("/v1/server/checks", "deploy", keys=(DONE, DONE)),
     ("POST", "/v1/server/gc"): Rule("/v1/server/gc?dry_run=1", "admin"),
     ("GET", "/v1/audit"): Rule("/v1/audit", "admin"),

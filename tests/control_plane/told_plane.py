@@ -22,13 +22,22 @@ from multinode_control_plane import migrations, model
 from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.routes import make_app
 from multinode_control_plane.listening import HttpServer, known_hosts
-from multinode_control_plane.runners import WorkerEnd
+from multinode_control_plane.runners import WorkerEnd, whole_files
 from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.runners.storage import Discarded
 from multinode_control_plane.scheduler import Scheduler
-from multinode_control_plane.service import access, deployments, executions, invocations, rows
+from multinode_control_plane.secret_keys import Source, source_of
+from multinode_control_plane.service import (
+    access,
+    deployments,
+    executions,
+    invocations,
+    rows,
+    sealing,
+)
 from multinode_control_plane.service.dotenv import Sealer
 from multinode_control_plane.service.executions import Context, WorkerIdentity
+from multinode_control_plane.settings import Settings
 from multinode_control_plane.store import Store
 
 
@@ -122,17 +131,28 @@ class ToldRunner:
         pass
 
 
+def ring_for(made: Settings) -> Source:
+    """A ring in the data folder, of one key."""
+    made.data_dir.mkdir(parents=True, exist_ok=True)
+    path = made.data_dir / "secret.key"
+    if not path.exists():
+        whole_files.write(path, b"k" * 32)
+    return source_of(made, {})
+
+
 class Plane:
     def __init__(self, home: Path, **settings: Any) -> None:
         made = make_settings(home, **settings)
         self.store = Store(made.database)
         self.runner = ToldRunner()
-        self.context = Context(made, Sealer(b"k" * 32))
+        self.source = ring_for(made)
+        self.context = Context(made, Sealer([b"k" * 32], source=self.source))
         self.scheduler = Scheduler(self.store, self.runner, self.context)
 
     async def open(self) -> None:
         migrations.prepare(self.store.database)
         self.store.open(asyncio.get_running_loop())
+        await self.store.write(lambda tx: sealing.open_sealer(tx, self.source))
         await self.scheduler.open("http://127.0.0.1:1")
 
     async def close(self) -> None:

@@ -18,7 +18,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from multinode.distribution import install_command
 from multinode.errors import (
     MissingExtra,
     MultinodeError,
@@ -142,6 +141,8 @@ def check_installed() -> None:
     """Raise MissingExtra where the ``[server]`` extra is not installed."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
+        from multinode.distribution import install_command  # imports hashlib
+
         message = f"The control plane is not installed here ({', '.join(missing)} missing)."
         raise MissingExtra(message, f"Install it with: {install_command('server')}")
 

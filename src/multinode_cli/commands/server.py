@@ -11,7 +11,7 @@ import typer
 
 from multinode.client import Client
 from multinode.errors import InputError
-from multinode.wire import Collected, Empty, ServerInfo, StopRequest, to_plain
+from multinode.wire import Collected, Empty, RotatedKey, ServerInfo, StopRequest, to_plain
 from multinode_cli.commands import backups, local_server
 from multinode_cli.commands.frame import Answer, Commands, Session
 from multinode_cli.commands.local_server import RunningServer
@@ -120,6 +120,14 @@ _TrustedProxies = Annotated[
         help="Whose X-Forwarded-For is believed, e.g. 10.0.0.0/8 (MULTINODE_TRUSTED_PROXIES).",
     ),
 ]
+_SecretKeyFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--secret-key-from",
+        metavar="PLACE",
+        help="Keys of .env values, file:PATH, env:NAME or aws:ID (MULTINODE_SECRET_KEY_FROM).",
+    ),
+]
 _AllowedHosts = Annotated[
     str | None,
     typer.Option(
@@ -137,6 +145,7 @@ def _options(
     admin_key_file: str | None,
     tls_cert: str | None,
     tls_key: str | None,
+    secret_key_from: str | None,
     **given: str | None,
 ) -> list[str]:
     paths = {
@@ -145,6 +154,10 @@ def _options(
         "tls_cert": tls_cert,
         "tls_key": tls_key,
     }
+    if secret_key_from and secret_key_from.startswith("file:"):
+        # The server runs in another folder.
+        secret_key_from = f"file:{Path(secret_key_from[5:]).expanduser().absolute()}"
+    given["secret_key_from"] = secret_key_from
     values = {**given, **{name: Path(at).absolute() for name, at in paths.items() if at}}
     options = [
         f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None
@@ -172,6 +185,7 @@ def run(
     tls_cert: _TlsCert = None,
     tls_key: _TlsKey = None,
     trusted_proxies: _TrustedProxies = None,
+    secret_key_from: _SecretKeyFrom = None,
 ) -> Answer:
     """Run the control plane in the foreground, until Ctrl-C.
 
@@ -184,6 +198,7 @@ def run(
         registry_username=registry_username, allow_process=allow_process,
         allowed_hosts=allowed_hosts, log_format=log_format, admin_key_file=admin_key_file,
         tls_cert=tls_cert, tls_key=tls_key, trusted_proxies=trusted_proxies,
+        secret_key_from=secret_key_from,
     )  # fmt: skip
     command = local_server.command(session.settings.home, [*options, "--foreground"])
     os.execv(sys.executable, command)
@@ -209,6 +224,7 @@ def start(
     tls_cert: _TlsCert = None,
     tls_key: _TlsKey = None,
     trusted_proxies: _TrustedProxies = None,
+    secret_key_from: _SecretKeyFrom = None,
 ) -> Answer:
     """Start the control plane in the background, and return when it answers.
 
@@ -220,6 +236,7 @@ def start(
         registry_username=registry_username, allow_process=allow_process,
         allowed_hosts=allowed_hosts, log_format=log_format, admin_key_file=admin_key_file,
         tls_cert=tls_cert, tls_key=tls_key, trusted_proxies=trusted_proxies,
+        secret_key_from=secret_key_from,
     )  # fmt: skip
     server, was_started = local_server.start(session.settings, session.console, options)
     verb = "runs" if was_started else "runs already"
@@ -346,6 +363,25 @@ def migrate(session: Session, database: _Database = None, data_dir: _DataDir = N
     else:
         text = f"The {done['database']} database has the schema {done['after']} now."
     return Answer(done, lambda console: console.out(text))
+
+
+@_server.add("rotate-key")
+def rotate_key(session: Session) -> Answer:
+    """Encrypt all .env values with a new key and retire the old one, while the control plane serves.
+
+    Example: multinode server rotate-key
+    """
+    done = session.client.call(RotatedKey, "POST", "/v1/server/rotate-key")
+
+    def show(console: Console) -> None:
+        console.out(f"The key {done.key_id} encrypts the .env values of all versions now.")
+        console.out(f"Encrypted anew: {counted(done.versions, 'version')}.")
+        if done.retired:
+            console.out(f"Retired: {', '.join(done.retired)}.")
+        if done.left:
+            console.note(done.left)
+
+    return Answer(to_plain(done), show)
 
 
 @_server.add("status")

@@ -98,6 +98,14 @@ ENDPOINTS = (
     Endpoint("GET", "/v1/server", installation.server, role="read", leader=True),
     Endpoint("POST", "/v1/server/stop", installation.stop, wire.StopRequest, role="admin"),
     Endpoint(
+        "POST",
+        "/v1/server/rotate-key",
+        installation.rotate_key,
+        role="admin",
+        errors=(Conflict,),
+        leader=True,
+    ),
+    Endpoint(
         "GET",
         "/v1/server/checks",
         installation.checks,

@@ -24,6 +24,7 @@ from multinode_control_plane.model import (
     invocations,
     projects,
     queues,
+    sealing,
     versions,
 )
 from multinode_control_plane.service import catalog, rows, statements
@@ -229,6 +230,9 @@ def _insert_version(
     last = tx.connection.execute(
         sa.select(sa.func.max(versions.c.number)).where(versions.c.project == project)
     ).scalar()
+    # Asked anew each time: another process may have begun a rotation.
+    with_key = tx.connection.execute(sa.select(sealing.c.key_id)).scalar()
+    with_key = with_key or context.sealer.key_ids[0]
     tx.connection.execute(
         sa.insert(versions).values(
             version_id=version_id,
@@ -237,10 +241,11 @@ def _insert_version(
             created_at=tx.now,
             environment_digest=request.environment_digest,
             bundle_digest=request.bundle_digest,
-            dotenv=context.sealer.seal(request.dotenv),
+            dotenv=context.sealer.seal(request.dotenv, with_key),
             dotenv_names=sorted(request.dotenv),
             content_key=content_key,
             describe_key=describe_key,
+            sealed_with=with_key,
         )
     )
     tx.connection.execute(

@@ -3,35 +3,90 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
-import os
-import secrets
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 
-from cryptography.fernet import Fernet
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+from multinode.errors import InternalError, MultinodeError
+from multinode_control_plane.secret_keys import Source, key_id
+
+log = logging.getLogger(__name__)
 
 INTERPRETER_PREFIXES = ("PYTHON", "LD_", "DYLD_", "MALLOC_")
 """Variables that an interpreter or the loader reads when it starts; later is too late."""
 
 
 class Sealer:
-    """Encrypts with one key of 32 bytes, which lies in a file that only this user can read."""
+    """Encrypts with one key of a ring, and opens with any that it has ever had.
 
-    def __init__(self, key: bytes) -> None:
-        self._fernet = Fernet(base64.urlsafe_b64encode(key))
-        self._mac_key = hashlib.sha256(b"multinode mac" + key).digest()
+    ``keys`` are of 32 bytes, newest first. ``mac_key`` is for `digest` and `token`, and stays when the others change: what they gave
+    before a rotation is compared with what they give after it. Without it, it is made of the oldest key. ``source`` has
+    the ring as it is now: where a value was encrypted with a key that is not known here, another process has changed it.
+    """
 
-    def seal(self, values: Mapping[str, str]) -> bytes:
-        """The values, encrypted."""
-        return self._fernet.encrypt(json.dumps(dict(values)).encode())
+    def __init__(
+        self,
+        keys: Sequence[bytes],
+        mac_key: bytes | None = None,
+        source: Source | None = None,
+    ) -> None:
+        self._known: dict[str, bytes] = {}
+        self.source = source
+        self.take(keys)
+        self._mac_key = mac_key or mac_key_of(keys[-1])
+
+    def take(self, keys: Sequence[bytes]) -> None:
+        """Uses these too from now on. Those of before still open what was read while they were in the ring."""
+        known = {key_id(key): key for key in keys} | self._known
+        self._opener = MultiFernet([_fernet(key) for key in known.values()])
+        self._known = known
+
+    @property
+    def key_ids(self) -> list[str]:
+        """Of the keys that open values here; of those that were given first, the newest first."""
+        return list(self._known)
+
+    def seal(self, values: Mapping[str, str], with_key: str) -> bytes:
+        """The values, encrypted with the key of this id. Raises InternalError where it is not in the ring."""
+        return _fernet(self._key(with_key)).encrypt(json.dumps(dict(values)).encode())
+
+    def reseal(self, sealed: bytes, with_key: str) -> bytes:
+        """The same, encrypted with another key."""
+        return _fernet(self._key(with_key)).encrypt(self._opened(sealed))
 
     def open(self, sealed: bytes) -> dict[str, str]:
-        """What `seal` was given."""
-        values: dict[str, str] = json.loads(self._fernet.decrypt(sealed))
+        """What `seal` was given. Raises InternalError where no key of the ring opens it."""
+        values: dict[str, str] = json.loads(self._opened(sealed))
         return values
+
+    def _key(self, wanted: str) -> bytes:
+        if wanted not in self._known:
+            self._read_anew()
+        if wanted not in self._known:
+            raise _no_key(wanted)
+        return self._known[wanted]
+
+    def _opened(self, sealed: bytes) -> bytes:
+        with contextlib.suppress(InvalidToken):
+            return self._opener.decrypt(sealed)
+        self._read_anew()
+        try:
+            return self._opener.decrypt(sealed)
+        except InvalidToken as error:
+            raise _no_key() from error
+
+    def _read_anew(self) -> None:
+        if self.source is None:
+            return
+        try:
+            self.take(self.source.read())
+        except MultinodeError as error:  # the caller tells that there is no key
+            log.warning("the ring of keys cannot be read: %s", error)
 
     def interpreter_variables(
         self, sealed: bytes, names: Iterable[str]
@@ -55,14 +110,17 @@ class Sealer:
         return "mnw_" + hmac.new(self._mac_key, text.encode(), "sha256").hexdigest()
 
 
-def load_sealer(path: Path) -> Sealer:
-    """The sealer with the key in ``path``, which is made (mode 0600) where it is missing."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return Sealer(path.read_bytes())
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(32))
-        file.flush()
-        os.fsync(file.fileno())
-    return Sealer(path.read_bytes())
+def mac_key_of(key: bytes) -> bytes:
+    """The key of digests and tokens that goes with a ring which has had one key so far."""
+    return hashlib.sha256(b"multinode mac" + key).digest()
+
+
+def _fernet(key: bytes) -> Fernet:
+    return Fernet(base64.urlsafe_b64encode(key))
+
+
+def _no_key(wanted: str = "another one") -> InternalError:
+    message = f"A value of .env was encrypted with a key that this control plane does not have ({wanted})."
+    return InternalError(
+        message, "Give all that share the database the same ring: --secret-key-from."
+    )

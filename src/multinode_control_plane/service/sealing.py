@@ -1,0 +1,140 @@
+"""Which key encrypts `.env` values now, and the rotation to another.
+
+One row says it: the id of the current key, and the key of digests and tokens (see `Sealer`), encrypted with the current one. A
+rotation can be broken off anywhere and begun again: the ring has both keys before the row names the new one, every process
+asks the row before it encrypts, and the old keys leave the ring when the last value has left them.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from multinode.errors import Conflict, InputError, InternalError
+from multinode_control_plane.model import sealing, versions
+from multinode_control_plane.secret_keys import NEW_KEY, Source, key_id, new_key
+from multinode_control_plane.service.dotenv import Sealer, mac_key_of
+from multinode_control_plane.store import Transaction
+
+BATCH = 100
+"""Versions that one transaction encrypts anew: others wait that long for theirs."""
+_MAC = "mac"
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """One that is under way, from any of the ``retiring`` ids to ``key_id``."""
+
+    key_id: str
+    retiring: tuple[str, ...]
+
+
+def current(connection: sa.Connection) -> str | None:
+    """The id of the key that encrypts now; None before the first start with a ring."""
+    found: str | None = connection.execute(sa.select(sealing.c.key_id)).scalar()
+    return found
+
+
+def open_sealer(tx: Transaction, source: Source) -> Sealer:
+    """What encrypts and decrypts for this process; at the first start of all it makes the ring, if need be, and the row.
+
+    Raises InputError where the ring cannot open what the database holds.
+    """
+    row = tx.connection.execute(sa.select(sealing)).first()
+    unlabelled = tx.connection.execute(
+        sa.select(versions.c.dotenv).where(versions.c.sealed_with.is_(None)).limit(1)
+    ).scalar()
+    keys = source.read()
+    if not keys:
+        if row is not None or unlabelled is not None:
+            raise _foreign(source, row.key_id if row is not None else "unknown", [])
+        keys = source.make()
+    sealer = Sealer(keys)
+    needed = set(tx.connection.execute(sa.select(versions.c.sealed_with).distinct()).scalars())
+    needed |= {row.key_id} if row is not None else set()
+    missing = sorted(each for each in needed if each not in (None, *sealer.key_ids))
+    if missing:
+        raise _foreign(source, " and ".join(missing), sealer.key_ids)
+    try:
+        if unlabelled is not None:
+            sealer.open(unlabelled)
+        if row is not None:
+            mac_key = base64.b64decode(sealer.open(row.mac_key)[_MAC])
+            return Sealer(keys, mac_key, source)
+    except InternalError as error:
+        raise _foreign(source, "unknown", sealer.key_ids) from error
+    mac_key = mac_key_of(keys[-1])
+    first = key_id(keys[0])
+    sealed = sealer.seal({_MAC: base64.b64encode(mac_key).decode()}, first)
+    tx.connection.execute(sa.insert(sealing).values(id=1, key_id=first, mac_key=sealed))
+    return Sealer(keys, mac_key, source)
+
+
+def _foreign(source: Source, wanted: str, have: list[str]) -> InputError:
+    found = f"has {', '.join(have)}" if have else "is not there"
+    message = (
+        f"The database's .env values are encrypted with the key {wanted}. {source.name} {found}."
+    )
+    hint = "Give it the ring that encrypted them: --secret-key-from (MULTINODE_SECRET_KEY_FROM), or the file of a backup."
+    return InputError(message, hint)
+
+
+def begin(tx: Transaction, sealer: Sealer, source: Source) -> Rotation:
+    """Makes another key the current one; the one that is newest in the ring already, where a rotation was broken off.
+
+    Raises Conflict where the ring can be changed only by hand.
+    """
+    row = tx.connection.execute(sa.select(sealing)).one()
+    keys = list(source.read())
+    sealer.take(keys)
+    is_begun = key_id(keys[0]) != row.key_id or len(keys) > 1
+    if not is_begun:
+        if not source.is_writable:
+            raise Conflict(*_by_hand(source))
+        keys.insert(0, new_key())
+        source.write(keys)
+        sealer.take(keys)
+    target = key_id(keys[0])
+    tx.connection.execute(
+        sa.update(sealing).values(key_id=target, mac_key=sealer.reseal(row.mac_key, target))
+    )
+    return Rotation(target, tuple(key_id(key) for key in keys[1:]))
+
+
+def _by_hand(source: Source) -> tuple[str, str]:
+    message = f"{source.name} has one key, and the server cannot add another."
+    hint = (
+        f"Put a new key before the one in it, with a comma between (one is made by: {NEW_KEY}), restart the "
+        "control plane (all of them, where several share a database), then run this again."
+    )
+    return message, hint
+
+
+def go_on(tx: Transaction, sealer: Sealer, rotation: Rotation) -> int:
+    """Encrypts some versions anew: how many. 0: all have the key. Raises Conflict where another rotation was begun."""
+    if current(tx.connection) != rotation.key_id:
+        message = "Another key has become the current one meanwhile."
+        raise Conflict(message, "Run `multinode server rotate-key` again.")
+    is_old = sa.or_(versions.c.sealed_with.is_(None), versions.c.sealed_with != rotation.key_id)
+    query = sa.select(versions.c.version_id, versions.c.dotenv).where(is_old).limit(BATCH)
+    found = list(tx.connection.execute(query))
+    for row in found:
+        tx.connection.execute(
+            sa.update(versions)
+            .where(versions.c.version_id == row.version_id)
+            .values(dotenv=sealer.reseal(row.dotenv, rotation.key_id), sealed_with=rotation.key_id)
+        )
+    return len(found)
+
+
+def end(tx: Transaction, sealer: Sealer, source: Source, rotation: Rotation) -> bool:
+    """Takes the old keys out of the ring, if nothing is left that they encrypt. Whether they are out of it."""
+    if go_on(tx, sealer, rotation):
+        return False
+    keys = source.read()
+    kept = [key for key in keys if key_id(key) == rotation.key_id]
+    if source.is_writable and len(kept) < len(keys):
+        source.write(kept)
+    return True
