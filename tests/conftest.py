@@ -25,6 +25,25 @@ def pytest_addoption(parser):
         action="store_true",
         help="write tests/snapshots/messages.txt instead of comparing with it (not with -n)",
     )
+    parser.addoption(
+        "--database",
+        choices=("sqlite", "postgresql"),
+        default="sqlite",
+        help="where the control planes of tests/acceptance and tests/faults keep their state",
+    )
+
+
+@pytest.fixture(scope="session")
+def new_database(pytestconfig, request):
+    """Makes the URL of a new database for a control plane; None: the SQLite file of its data folder."""
+
+    def made() -> str | None:
+        if pytestconfig.getoption("--database") == "sqlite":
+            return None
+        server: PostgresServer = request.getfixturevalue("postgres_server")
+        return server.new_database(empty=True)
+
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import asyncio
 import os
 
 import pytest
+from tests.acceptance.product import Product
 
 from multinode_control_plane.runners.pythons import OLDEST_MINOR, Pythons
 from multinode_control_plane.runners.virtualenv import find_uv
@@ -17,3 +18,11 @@ def oldest():
         missing = f"no Python 3.{OLDEST_MINOR} is on PATH, in pyenv or managed by uv"
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
     return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _on_database(new_database):
+    """What `Product`s keep their state in; see ``--database``."""
+    Product.new_database = new_database
+    yield
+    Product.new_database = lambda: None

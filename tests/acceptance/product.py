@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from multinode.client import Client
 
@@ -18,9 +20,15 @@ HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 class Product:
     """``multinode`` run in ``folder``, against the control plane of ``folder/home``."""
 
+    new_database: ClassVar[Callable[[], str | None]] = lambda: None
+    """Of each product's own, by ``--database``; None: its data folder's file."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environ = {**os.environ, "MULTINODE_HOME": str(folder / "home")}
+        database = type(self).new_database()
+        if database is not None:
+            self.environ["MULTINODE_DATABASE"] = database
 
     def write(self, files: dict[str, str], *, project: str = "shop", python: str = HERE) -> None:
         """Writes ``files`` below the folder, and a ``multinode.toml``."""

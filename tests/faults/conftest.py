@@ -7,9 +7,11 @@ import pytest
 from tests.faults.installation import Installation
 
 
-def make_installation(folder: Path, data_dir: Path | None = None) -> Iterator[Installation]:
+def make_installation(
+    folder: Path, data_dir: Path | None = None, database: str | None = None
+) -> Iterator[Installation]:
     """One with the functions of ``project/`` deployed, whose server is dead when it is handed out."""
-    made = Installation(folder, data_dir)
+    made = Installation(folder, data_dir, database)
     try:
         made.start()
         made.run("deploy")
@@ -20,14 +22,14 @@ def make_installation(folder: Path, data_dir: Path | None = None) -> Iterator[In
 
 
 @pytest.fixture(scope="module")
-def _module_installation(tmp_path_factory) -> Iterator[Installation]:
-    yield from make_installation(tmp_path_factory.mktemp("module"))
+def _module_installation(tmp_path_factory, new_database) -> Iterator[Installation]:
+    yield from make_installation(tmp_path_factory.mktemp("module"), database=new_database())
 
 
 @pytest.fixture
-def installation(tmp_path, monkeypatch) -> Iterator[Installation]:
+def installation(tmp_path, monkeypatch, new_database) -> Iterator[Installation]:
     """An installation of the test's own."""
-    for made in make_installation(tmp_path / "own"):
+    for made in make_installation(tmp_path / "own", database=new_database()):
         use(made, monkeypatch)
         yield made
 

@@ -40,8 +40,11 @@ WAIT_S = 30.0
 class Installation:
     """Everything below ``folder``; the server listens on a port of its own, the same one each time."""
 
-    def __init__(self, folder: Path, data_dir: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, data_dir: Path | None = None, database: str | None = None
+    ) -> None:
         self.folder = folder
+        self.database = database
         self.home = folder / "home"
         self.data_dir = data_dir or self.home / "server"
         self.effects_folder = folder / "effects"
@@ -83,9 +86,10 @@ class Installation:
 
     def options(self) -> list[str]:
         """The server's."""
-        return [
+        options = [
             f"--port={self.port}", "--capacity=cpu=4,memory=4GiB", f"--data-dir={self.data_dir}"
         ]  # fmt: skip
+        return [*options, f"--database={self.database}"] if self.database else options
 
     @property
     def pid(self) -> int:

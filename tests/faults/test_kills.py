@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 from tests.faults.clients import Caller, history
@@ -116,6 +117,18 @@ def test_a_control_plane_that_is_killed_again_and_again_loses_nothing(
     installation, run, monkeypatch
 ):
     monkeypatch.setattr("multinode.client.LONGEST_PAUSE_S", LONGEST_PAUSE_S)
+    with under_load(installation, run, least=KILLS // RUNS) as rng:
+        installation.kill()
+        killed = 1 + kill_again_and_again(installation, KILLS // RUNS - 1, rng)
+    assert killed == KILLS // RUNS
+
+
+@contextmanager
+def under_load(installation: Installation, run: object, least: int) -> Iterator[random.Random]:
+    """Starts it and calls functions all the time; at the end, when all callers have theirs, looks whether all is as it should be.
+
+    ``least``: how many invocations there have to be, for the load to be one.
+    """
     seed = int(os.environ.get("FAULTS_SEED", random.randrange(2**32)))
     print(f"FAULTS_SEED={seed}")
     rng = random.Random(f"{seed}/{run}")
@@ -128,21 +141,19 @@ def test_a_control_plane_that_is_killed_again_and_again_loses_nothing(
     with ThreadPoolExecutor(CALLERS) as pool:
         running = [pool.submit(load.run, is_over) for load in loads]
         try:
-            installation.kill()
-            killed = 1 + kill_again_and_again(installation, KILLS // RUNS - 1, rng)
+            yield rng
         finally:
             is_over.set()
         for each in running:
             each.result()
-    assert killed == KILLS // RUNS
-    check(installation, [load.caller for load in loads])
+    check(installation, [load.caller for load in loads], least)
 
 
-def check(installation: Installation, callers: list[Caller]) -> None:
+def check(installation: Installation, callers: list[Caller], least: int) -> None:
     """All is over, and as it should be; then one more of each, and nothing is left."""
     wait_until(lambda: installation.server_info().workers == 0, "every worker is gone")
     found = history(installation, callers)
     assert problems(found) == []
-    assert len(found.stored) >= KILLS // RUNS, "there was hardly any load"
+    assert len(found.stored) >= least, "there was hardly any load"
     assert installation.function("alone").call_remote("last") == "last"
     assert installation.function("returns").call_remote("last") == "last"

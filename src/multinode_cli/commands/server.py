@@ -384,6 +384,49 @@ def rotate_key(session: Session) -> Answer:
     return Answer(to_plain(done), show)
 
 
+@_server.add("move-store")
+def move_store(
+    session: Session,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", metavar="URL", help="The empty PostgreSQL database (MULTINODE_DATABASE)."
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="FILE", help="The SQLite file; the data folder's without it."
+        ),
+    ] = None,
+    data_dir: _DataDir = None,
+) -> Answer:
+    """Copy an SQLite store into an empty PostgreSQL database; the control plane must not be running.
+
+    Example: multinode server move-store --to postgresql://multinode@db.example.com/multinode
+    """
+    local_server.check_installed()
+    file = None if source is None else Path(source).absolute()
+    home = session.settings.home
+    given = {"home": home, "database": to, "source": file, "data-dir": data_dir}
+    options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    with session.console.changing_line("copying"):
+        done = local_server.ask("moving", options, "The copying broke off; nothing was changed.")
+    text = (
+        f"Copied {counted(done['projects'], 'project')}, {counted(done['invocations'], 'invocation')} "
+        f"to {done['database']}."
+    )
+
+    def show(console: Console) -> None:
+        console.out(text)
+        console.note(
+            "Start the control plane with MULTINODE_DATABASE from now on, and the same data folder. "
+            f"{done['source']} is not used any more."
+        )
+
+    return Answer(done, show)
+
+
 @_server.add("status")
 def status(session: Session) -> Answer:
     """Show whether the local control plane runs, and how.
