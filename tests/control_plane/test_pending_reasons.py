@@ -123,7 +123,7 @@ CASES = [
     Case(
         not_made,
         "… (next try in 4 s)",
-        r"worker could not be made: no space for its folder \(next try in [01] s\)",
+        r"worker could not be made: no space for its folder \(next try in [0-4] s\)",
     ),
     Case(
         lost_early,

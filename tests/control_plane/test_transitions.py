@@ -166,9 +166,10 @@ class TestPending:
         delays = []
         for _ in range(3):
             bench.gone(bench.worker(invocation_id), detail="killed by signal 9")
+            gone_at = time.time() + bench.skew_s
             row = bench.look(rows.invocation, invocation_id)
             assert (row.status, row.num_failed_attempts) == (PENDING, 0)
-            delays.append(round(row.due_at - row.created_at - bench.skew_s))
+            delays.append(round(row.due_at - gone_at))
             assert "killed by signal 9" in bench.info(invocation_id).pending_reason
             bench.skew_s += 120
             bench.tick()
