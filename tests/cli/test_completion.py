@@ -59,7 +59,7 @@ def complete(request, run):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("multinode de", ["deploy", "describe"]),
+        ("multinode de", ["deploy", "describe", "dev"]),
         ("multinode server st", ["start", "stop", "status"]),
         ("multinode logs --f", ["--follow"]),
         ("multinode key create --r", ["--role"]),
