@@ -34,8 +34,9 @@ from multinode_control_plane.service.actions import (
     StopWorker,
 )
 from multinode_control_plane.service.dotenv import INTERPRETER_PREFIXES
-from multinode_control_plane.service.executions import Context, WorkerIdentity, is_same_secret
+from multinode_control_plane.service.executions import Context, WorkerIdentity
 from multinode_control_plane.service.facts import Fact
+from multinode_control_plane.service.hashing import is_same_secret
 from multinode_control_plane.store import Store, Transaction
 
 log = logging.getLogger(__name__)

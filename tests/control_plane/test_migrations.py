@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from multinode_control_plane import migrations, model
 from multinode_control_plane.databases import Database, open_database
 from multinode_control_plane.service import access
-from multinode_control_plane.service.executions import hash_secret
+from multinode_control_plane.service.hashing import hash_secret
 
 
 def database_at(folder: Path, revision: str | None) -> Database:

@@ -36,8 +36,9 @@ from multinode_control_plane.scheduler import Scheduler
 from multinode_control_plane.service import access, audit, executions
 from multinode_control_plane.service.access import Caller, KeyRing
 from multinode_control_plane.service.audit import Act
-from multinode_control_plane.service.executions import Context, hash_secret
+from multinode_control_plane.service.executions import Context
 from multinode_control_plane.service.facts import Fact
+from multinode_control_plane.service.hashing import hash_secret
 from multinode_control_plane.store import Store, Transaction
 from multinode_control_plane.telemetry.metrics import Metrics
 from multinode_control_plane.telemetry.request import current, waited

@@ -5,7 +5,8 @@ from __future__ import annotations
 from multinode import wire
 from multinode_control_plane.api.calls import MAX_WAIT_S, Call, until
 from multinode_control_plane.service import executions as cases
-from multinode_control_plane.service.executions import WorkerIdentity, hash_secret
+from multinode_control_plane.service.executions import WorkerIdentity
+from multinode_control_plane.service.hashing import hash_secret
 
 
 async def exchange(call: Call) -> wire.Assignment:

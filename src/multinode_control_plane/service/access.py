@@ -14,11 +14,8 @@ from multinode.errors import Conflict, InvalidName, InvalidRequest, KeyNotFound,
 from multinode_control_plane import model
 from multinode_control_plane.model import keys
 from multinode_control_plane.service.deployments import check_name
-from multinode_control_plane.service.executions import (
-    WorkerIdentity,
-    hash_secret,
-    is_same_secret,
-)
+from multinode_control_plane.service.executions import WorkerIdentity
+from multinode_control_plane.service.hashing import hash_secret, is_same_secret
 from multinode_control_plane.store import Transaction
 
 RANK = {role: rank for rank, role in enumerate(reversed(wire.ROLES))}

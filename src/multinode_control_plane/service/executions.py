@@ -5,8 +5,6 @@ Each function is one line or more of the table of transitions in `docs/architect
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import random
 import secrets
 from collections.abc import Iterable
@@ -35,6 +33,7 @@ from multinode_control_plane.service.facts import (
     AttemptEnded,
     WorkerNotMade,
 )
+from multinode_control_plane.service.hashing import hash_secret, is_same_secret
 from multinode_control_plane.service.invocations import end_pending, purge_if_empty
 from multinode_control_plane.service.statements import Row
 from multinode_control_plane.settings import Settings
@@ -61,16 +60,6 @@ class WorkerIdentity:
     project: str
     version_id: str
     invocation_id: str
-
-
-def hash_secret(text: str) -> str:
-    """The form in which keys, tokens and claim codes are stored."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def is_same_secret(known: str, given: str) -> bool:
-    """Whether they are equal, in a time that does not tell how much of ``given`` is right."""
-    return hmac.compare_digest(known.encode(), given.encode())
 
 
 # --- making workers -------------------------------------------------------------------------------------
