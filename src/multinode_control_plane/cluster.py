@@ -36,7 +36,9 @@ class Cluster:
         self._notifications = Notifications(
             plane.store, self._hear, self._deafened, lambda: plane.leads
         )
-        self._forwarding = Forwarding(plane.store, plane.context.settings.certificate)
+        self._forwarding = Forwarding(
+            self._leadership.lives, plane.store, plane.context.settings.certificate
+        )
         self._stopped = asyncio.Event()
         self._waiting: asyncio.Task[None] | None = None
         self._missed: list[Notice] = []

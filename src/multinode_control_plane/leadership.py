@@ -35,10 +35,14 @@ class Watch:
     def __init__(self) -> None:
         self._seen: Leader | None = None
         self._since = 0.0
+        self.alive_epoch: int | None = None
+        """Of the leader that was seen to live. The row of a database that was restored names one that does not live there."""
 
     def is_free(self, seen: Leader, now: float) -> bool:
         """Whether nobody leads, or the same beat has been seen for too long."""
         if self._seen is None or (seen.epoch, seen.beat) != (self._seen.epoch, self._seen.beat):
+            if self._seen is not None:
+                self.alive_epoch = seen.epoch
             self._seen, self._since = seen, now
         return seen.holder is None or now - self._since >= PATIENCE_S
 
@@ -56,10 +60,19 @@ class Leadership:
         self._store = store
         self._deposed = deposed
         self._beating: asyncio.Task[None] | None = None
+        self._watch = Watch()
+        self._led: int | None = None
+        """The epoch in which this process led, also when it leads no more."""
+
+    def lives(self, leader: Leader) -> bool:
+        """Whether this process has seen that it does: its beat, or that it took over."""
+        has_followed = self._led is not None and leader.epoch > self._led
+        is_seen = leader.epoch == self._watch.alive_epoch
+        return leader.holder is not None and (has_followed or is_seen)
 
     async def wait(self, waiting: Callable[[Leader], None], stopped: asyncio.Event) -> bool:
         """Returns True when this process leads, False when it was stopped before. ``waiting`` is called when another leads."""
-        watch, told = Watch(), False
+        watch, told = self._watch, False
         while not stopped.is_set():
             began = time.monotonic()
             try:
@@ -85,6 +98,7 @@ class Leadership:
         self.epoch = await self._store.write(job)
         if self.epoch is None:
             return False
+        self._led = self.epoch
         self._store.fence = self._check
         self._beating = asyncio.get_running_loop().create_task(self._beat())
         log.info("this process leads, in epoch %d", self.epoch)

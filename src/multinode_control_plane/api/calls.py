@@ -23,10 +23,11 @@ from multinode.errors import (
     MultinodeError,
     NotAllowed,
     NotLoggedIn,
+    NotReady,
     ProjectNotFound,
     TooManyRequests,
 )
-from multinode_control_plane.api.forwarding import Forwarding
+from multinode_control_plane.api.forwarding import MARK, Forwarding
 from multinode_control_plane.api.limits import OpenRequests, WrongKeys, body_of
 from multinode_control_plane.api.parameters import Query, read_all
 from multinode_control_plane.api.readiness import Readiness
@@ -188,11 +189,20 @@ class Endpoint:
     """How an error is answered, where that is not `error_response`."""
 
 
+def _check_meant(plane: ControlPlane, request: Request) -> None:
+    """Raises NotReady for what was forwarded to another process than this one, or to this one when it led."""
+    meant = request.headers.get(MARK)
+    if meant is not None and not (plane.leads and meant == plane.store.id):
+        message = "This process is not the one that leads."
+        raise NotReady(message, "Ask again in a moment.")
+
+
 async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -> Response:
     """Authenticates, reads, hands over, answers."""
     caller = None
     refuse = endpoint.refuse or error_response
     try:
+        _check_meant(plane, request)
         if endpoint.leader and not plane.leads and plane.forwarding is not None:
             return await _forwarded(plane, plane.forwarding, endpoint, request)
         caller = await _authenticate(plane, endpoint, request)

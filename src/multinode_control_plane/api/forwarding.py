@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 from starlette.background import BackgroundTask
@@ -13,6 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from multinode.errors import NotReady
 from multinode_control_plane.service import leaders
+from multinode_control_plane.service.leaders import Leader
 from multinode_control_plane.store import Store
 from multinode_control_plane.tls import Certificate
 
@@ -23,15 +24,18 @@ CONNECT_S = 2.0
 READ_S = 90.0
 """Longer than a request waits for a change, and than streams are silent."""
 MARK = "multinode-forwarded"
-"""The header of what was forwarded once, and is not again."""
+"""The header of what was forwarded: the store's id of the process that is meant."""
 _SENT = ("authorization", "content-type", "accept", "x-request-id", "traceparent", "user-agent")
 _PASSED_BACK = ("content-type", "content-length", "retry-after", "x-content-type-options")
 
 
 class Forwarding:
-    """Finds the leader, asks it, and passes its answer back. Lives on the event loop."""
+    """Finds the leader, if ``lives`` knows that it does, asks it, and passes its answer back. Lives on the event loop."""
 
-    def __init__(self, store: Store, certificate: Certificate | None) -> None:
+    def __init__(
+        self, lives: Callable[[Leader], bool], store: Store, certificate: Certificate | None
+    ) -> None:
+        self._lives = lives
         self._store = store
         self._client = httpx.AsyncClient(
             trust_env=False,
@@ -49,15 +53,12 @@ class Forwarding:
 
         Raises NotReady where nobody leads for `PATIENCE_S`, or the leader went away in the middle.
         """
-        if MARK in request.headers:
-            message = "This process leads no more."
-            raise NotReady(message, "Ask again in a moment.")
         headers = {name: request.headers[name] for name in _SENT if name in request.headers}
-        headers[MARK] = "1"
         until = time.monotonic() + PATIENCE_S
         while True:
             leader = await self._store.read(leaders.read)
-            if leader.url is not None and leader.holder != self._store.id:
+            if leader.url is not None and self._lives(leader):
+                headers[MARK] = str(leader.holder)
                 answer = await self._ask(request, leader.url, content, headers)
                 if answer is not None:
                     return answer
