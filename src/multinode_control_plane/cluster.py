@@ -50,6 +50,8 @@ class Cluster:
         self._plane.leads = False
         self._plane.forwarding = self._forwarding
         self._notifications.open()
+        # This process made keys of its own before it could tell anybody.
+        await self._plane.store.write(lambda tx: tx.changed(KEYS))
         self._waiting = self._spawn(self._lead())
 
     async def hand_over(self) -> None:
