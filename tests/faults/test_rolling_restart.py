@@ -115,11 +115,11 @@ def members(tmp_path):
         "MULTINODE_WORKER_URL": f"http://127.0.0.1:{port}",
         "MULTINODE_STOP_DELAY": str(STOP_DELAY_S),
     }
-    proxied = None
+    proxied, both = None, []
     try:
         server.start()
         shared["MULTINODE_DATABASE"] = server.new_database(empty=True)
-        both = [Member(tmp_path, name, shared) for name in "ab"]
+        both += [Member(tmp_path, name, shared) for name in "ab"]
         for member in both:
             member.begin()
         variables = {
@@ -130,11 +130,14 @@ def members(tmp_path):
         proxied = subprocess.Popen([proxy, "-f", PROXY, "-db"], env={**os.environ, **variables})
         yield both, port
     finally:
+        for member in both:
+            # Nothing goes on afterwards: the leader cancels what runs, and ends when every worker is gone.
+            member.call("server", "stop", "--now")
+            if member.process is not None:
+                member.process.wait(timeout=40)
         if proxied is not None:
             proxied.kill()
             proxied.wait()
-        for member in both:
-            member.end()
         server.close()
 
 
@@ -229,4 +232,3 @@ def test_clients_that_do_not_retry_see_no_error(members, tmp_path, record_summar
         time.sleep(0.05)
     asking.close()
     assert (ended.status, ended.num_failed_attempts) == ("SUCCEEDED", 0)
-    both[0].json("cancel", "add", "--all")

@@ -8,6 +8,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
@@ -62,10 +63,14 @@ class Pair:
             made.write({"tasks/main.py": MAIN})
             self.products.append(made)
         self.first, self.second = self.products
+        self.shares_folder = shares_folder
+
+    def start(self):
         self.first.run("server", "start", "--port", "0")
-        if not shares_folder:  # what whoever sets them up has to see to
-            (folder / "data-b").mkdir()
-            shutil.copy(folder / "data-a/secret.key", folder / "data-b")
+        if not self.shares_folder:  # what whoever sets them up has to see to
+            one, other = (Path(each.environ["MULTINODE_DATA_DIR"]) for each in self.products)
+            other.mkdir()
+            shutil.copy(one / "secret.key", other)
         self.second.run("server", "start", "--port", "0")
         self.relay.lead_to(urlsplit(self.second.server["url"]).port)
         assert self.leader() == self.first.server["url"]
@@ -90,8 +95,11 @@ class Pair:
 @pytest.fixture
 def pair(tmp_path, postgres_server):
     made = Pair(tmp_path, postgres_server.new_database())
-    yield made
-    made.close()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
 
 
 def ask_for(seconds, client):
@@ -192,6 +200,7 @@ def test_a_stop_lets_another_lead_at_once(pair):
 def test_a_leader_on_another_machine_has_the_bundles(tmp_path, postgres_server):
     pair = Pair(tmp_path, postgres_server.new_database(), shares_folder=False)
     try:
+        pair.start()
         os.kill(pair.first.server["pid"], signal.SIGKILL)
         pair.wait_until_second_leads()
         bundles = list((tmp_path / "data-a/bundles").iterdir())
