@@ -30,8 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from multinode.errors import InputError, MultinodeError, StorageFull
-from multinode_control_plane import __version__, data_folder, migrations, model
+from multinode.errors import InputError, StorageFull
+from multinode_control_plane import __version__, data_folder, migrations, model, programs
 from multinode_control_plane.runners import whole_files
 from multinode_control_plane.settings import Settings, parser, resolve
 
@@ -62,15 +62,13 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("file")
     options = made.parse_args(argv)
     acts: dict[str, Callable[[Settings, Path], Backup]] = {"make": make, "restore": restore}
-    try:
+
+    def act() -> dict[str, Any]:
         with _told_where_full():
             done = acts[options.act](resolve(options, os.environ), Path(options.file).absolute())
-    except MultinodeError as error:
-        told = {"code": error.code, "message": error.message, "hint": error.hint}
-        print(json.dumps({"error": told}))  # noqa: T201 - for the command that started this
-        return 1
-    print(json.dumps({"result": vars(done)}))  # noqa: T201
-    return 0
+        return vars(done)
+
+    return programs.tell(act)
 
 
 # --- make -----------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ What breaks off leaves the database empty. The SQLite file is only read, once it
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
 import sys
@@ -19,8 +18,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from multinode.errors import Conflict, InputError, InternalError, MultinodeError
-from multinode_control_plane import data_folder, migrations, model
+from multinode.errors import Conflict, InputError, InternalError
+from multinode_control_plane import data_folder, migrations, model, programs
 from multinode_control_plane.databases import Database, open_database
 from multinode_control_plane.service import bundles
 from multinode_control_plane.settings import Settings, parser, resolve, without_password
@@ -46,15 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     made = parser()
     made.add_argument("--source")
     options = made.parse_args(argv)
-    try:
-        settings = resolve(options, os.environ)
-        done = move(settings, Path(options.source).absolute() if options.source else None)
-    except MultinodeError as error:
-        told = {"code": error.code, "message": error.message, "hint": error.hint}
-        print(json.dumps({"error": told}))  # noqa: T201 - for the command that started this
-        return 1
-    print(json.dumps({"result": vars(done)}))  # noqa: T201
-    return 0
+
+    def act() -> dict[str, Any]:
+        source = Path(options.source).absolute() if options.source else None
+        return vars(move(resolve(options, os.environ), source))
+
+    return programs.tell(act)
 
 
 def move(settings: Settings, source: Path | None = None) -> Moved:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
 import sqlalchemy as sa
 
-from multinode.errors import InternalError, MultinodeError
-from multinode_control_plane import migrations
+from multinode.errors import InternalError
+from multinode_control_plane import migrations, programs
 from multinode_control_plane.databases import Database, open_database
 from multinode_control_plane.settings import parser, resolve
 
 
 def main(argv: list[str] | None = None) -> int:
     """Prints a line of JSON: ``{"result": {"database", "before", "after"}}`` or ``{"error"}``. Returns the exit code."""
-    try:
+
+    def act() -> dict[str, str | None]:
         database = open_database(resolve(parser().parse_args(argv), os.environ).database)
         before, after = _migrated(database)
-    except MultinodeError as error:
-        told = {"code": error.code, "message": error.message, "hint": error.hint}
-        print(json.dumps({"error": told}))  # noqa: T201 - for the command that started this
-        return 1
-    result = {"database": database.name, "before": before, "after": after}
-    print(json.dumps({"result": result}))  # noqa: T201
-    return 0
+        return {"database": database.name, "before": before, "after": after}
+
+    return programs.tell(act)
 
 
 def _migrated(database: Database) -> tuple[str | None, str]:
