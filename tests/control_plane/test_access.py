@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import http.client
+import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,13 +22,14 @@ from multinode.errors import InputError
 from multinode_cli.commands.local_server import RunningServer, restart_options
 from multinode_control_plane.api.border import KnownHosts
 from multinode_control_plane.api.calls import ControlPlane
-from multinode_control_plane.api.routes import ENDPOINTS, make_app
+from multinode_control_plane.api.field_api.refusals import KNOWN
+from multinode_control_plane.api.routes import make_app
 from multinode_control_plane.listening import known_hosts
 from multinode_control_plane.service import access
 from multinode_control_plane.settings import Capacity, parser, resolve
 
 Answer = tuple[int, str]
-"""Status and error code; the code of what succeeds is empty."""
+"""Status and error code; the code of what succeeds is empty. The API of 2023 has texts for codes: see `code_of`."""
 
 DONE: Answer = (200, "")
 NO_KEY: Answer = (401, "not_logged_in")
@@ -177,6 +179,50 @@ PUBLIC = {
 }
 
 
+F = "/projects/{project}/versions/{version}/functions/{function}"
+I = F + "/invocations/{invocation}"  # noqa: E741 - as its endpoints have it
+X = I + "/executions/{execution}"
+AT_F = "/projects/shop/versions/latest/functions/f"
+AT_I = AT_F + "/invocations/{own}"
+AT_X = AT_I + "/executions/{execution}"
+DEPLOY_NOW: Answer = (400, "")
+EXISTS: Answer = (409, "")
+IS_OVER: Answer = (409, "")
+
+FIELD_RULES: dict[tuple[str, str], Rule] = {
+    ("GET", "/projects"): Rule("/projects", "read", keys=(DONE, DONE)),
+    ("GET", "/projects/{project}"): Rule("/projects/shop", "read"),
+    ("PUT", "/projects/{project}"): Rule("/projects/shop", "deploy", EXISTS),
+    ("DELETE", "/projects/{project}"): Rule(
+        "/projects/nowhere", "deploy", (404, "project_not_found")
+    ),
+    ("GET", "/projects/{project}/versions"): Rule("/projects/shop/versions", "read"),
+    ("POST", "/projects/{project}/versions"): Rule("/projects/shop/versions", "deploy", DEPLOY_NOW),
+    ("GET", "/projects/{project}/versions/{version}"): Rule(
+        "/projects/shop/versions/latest", "read"
+    ),
+    ("POST", F + "/invocations"): Rule(AT_F + "/invocations", "invoke", body={"input": "[[],{}]"}),
+    ("GET", F + "/invocations"): Rule(AT_F + "/invocations", "read"),
+    ("GET", I): Rule(AT_I, "read"),
+    ("PUT", I + "/cancel"): Rule(AT_F + "/invocations/{gone}/cancel", "invoke", IS_OVER),
+    ("GET", X): Rule(AT_X, "read"),
+    ("GET", X + "/logs"): Rule(AT_X + "/logs", "read"),
+    ("GET", "/container_repository_credentials"): Rule(
+        "/container_repository_credentials", "deploy", DEPLOY_NOW, keys=(DEPLOY_NOW, DEPLOY_NOW)
+    ),
+}
+"""Of the API of 2023, which no worker uses."""
+FIELD_PUBLIC = {("GET", "/")}
+
+
+def code_of(status: int, said: Any) -> str:
+    """The code of an error; of one of 2023 the code that has its text, or that of any other 403."""
+    if "detail" not in said:
+        return str(said["error"]["code"])
+    known = [code for code, answer in KNOWN.items() if answer == (status, said["detail"])]
+    return known[0] if known else DENIED[1] if status == DENIED[0] else ""
+
+
 class Stage:
     """A served control plane with a project in it, and the ``secrets`` of all who might ask."""
 
@@ -223,7 +269,9 @@ class Stage:
         plane.runner.end(self._claimed["gone worker"][1].worker_id)
         self.ids |= {
             "over": self._claimed["ended"][0].invocation_id or "",
+            "gone": self._claimed["gone worker"][0].invocation_id or "",
             "execution": self._claimed["own"][0].execution_id or "",
+            "foreign execution": self._claimed["foreign"][0].execution_id or "",
         }
         await self._describe()
 
@@ -272,9 +320,12 @@ class Stage:
         assert answer.headers.get_all("Cache-Control") == ["no-store"]
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
         assert answer.headers.get_content_type() in CONTENT_TYPES
-        error = json.loads(said).get("error", {}) if answer.status >= 400 else {}
-        self.said = f"{error.get('message', '')} {error.get('hint', '')}"
-        return answer.status, error.get("code", "")
+        if answer.status < 400:
+            return answer.status, ""
+        told = json.loads(said)
+        error = told.get("error", {})
+        self.said = f"{error.get('message', '')} {error.get('hint', '')} {told.get('detail', '')}"
+        return answer.status, code_of(answer.status, told)
 
 
 @pytest.fixture(scope="module")
@@ -305,16 +356,19 @@ def expected_of_key(rule: Rule, whose: int) -> Answer:
         return DENIED
     if rule.keys is not None:
         return rule.keys[whose]
-    names_project = rule.path.startswith("/v1/projects/")
+    path = rule.path.removeprefix("/v1")
+    names_project = path.startswith("/projects/")
     if whose == 0:
-        is_own = rule.path.startswith("/v1/projects/shop") or not names_project
+        is_own = path.startswith("/projects/shop") or not names_project
         return rule.allowed if is_own else DENIED
     assert names_project or "{o" in f"{rule.path}{rule.body}", "say what the KEYS get"
     return DENIED if names_project else NOT_SEEN
 
 
 def test_every_route_has_a_rule() -> None:
-    assert {(item.method, item.path) for item in ENDPOINTS} == set(RULES) | PUBLIC
+    served = inspect.signature(make_app).parameters["endpoints"].default
+    routes = {(item.method, item.path) for item in served}
+    assert routes == RULES.keys() | PUBLIC | FIELD_RULES.keys() | FIELD_PUBLIC
 
 
 @pytest.mark.parametrize("who", [*ROLES, *WORKERS, *KEYS, *VOID])
@@ -323,6 +377,39 @@ def test_a_route_answers_whom_it_is_for(stage: Stage, route: tuple[str, str], wh
     rule = RULES[route]
     found = stage.ask(route[0], rule.path, stage.secrets[who], body=rule.body)
     assert found == expected(rule, who), stage.said
+
+
+@pytest.mark.parametrize("who", [*ROLES, *WORKERS, *KEYS, *VOID])
+@pytest.mark.parametrize("route", FIELD_RULES, ids=" ".join)
+def test_a_route_of_2023_answers_whom_it_is_for(
+    stage: Stage, route: tuple[str, str], who: str
+) -> None:
+    rule = FIELD_RULES[route]
+    found = stage.ask(route[0], rule.path, stage.secrets[who], body=rule.body)
+    in_words_of_2023 = {NO_KEY: (403, NO_KEY[1])}
+    wanted = expected(rule, who)
+    assert found == in_words_of_2023.get(wanted, wanted), stage.said
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/{foreign}", None),
+        ("PUT", "/{foreign}/cancel", None),
+        ("GET", "/{foreign}/executions/{execution}", None),
+        ("GET", "/{own}/executions/{foreign execution}", None),
+        ("GET", "/{own}/executions/{foreign execution}/logs", None),
+        ("POST", "", {"input": "[[],{}]", "parent_invocation": {
+            "function_name": "f", "invocation_id": "{foreign}"}}),
+    ],
+)  # fmt: skip
+def test_ids_of_another_project_are_nothing_under_a_path_of_2023(
+    stage: Stage, method: str, path: str, body: Any
+) -> None:
+    for who in ("admin", "own project's key"):
+        found = stage.ask(method, f"{AT_F}/invocations{path}", stage.secrets[who], body=body)
+        assert found[0] == (400 if method == "POST" else 404), stage.said
+    assert stage.served.do(stage.served.plane.info(stage.ids["foreign"])).status == wire.RUNNING
 
 
 def test_health_is_told_to_anybody_and_a_claim_code_is_needed_for_a_token(stage: Stage) -> None:
