@@ -15,6 +15,7 @@ from multinode import Function, Multinode, errors, wire
 from multinode_cli.commands import root
 from multinode_control_plane.api.field_api.endpoints import FIELD_ENDPOINTS
 from multinode_control_plane.api.routes import ENDPOINTS
+from multinode_control_plane.runners.fargate_sizes import SIZES
 from multinode_control_plane.settings import parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -320,3 +321,18 @@ def test_commands_in_the_docs_exist() -> None:
 def test_no_text_says_to_install_the_other_program_of_our_name() -> None:
     for path in PAGES:
         assert "pip install multinode" not in path.read_text(encoding="utf-8"), path
+
+
+# --- sizes ---
+
+
+def test_the_table_of_fargates_sizes_is_the_one_that_is_used() -> None:
+    told = set()
+    for cpu, memory in rows(section(page("aws.md"), "## Sizes"))[2:]:
+        steps = re.fullmatch(r"(\d+) to (\d+), (?:each|every (\d+)) GiB", memory)
+        if steps:
+            first, last, step = int(steps[1]), int(steps[2]), int(steps[3] or 1)
+            told |= {(float(cpu), gib * 1024) for gib in range(first, last + 1, step)}
+        else:
+            told |= {(float(cpu), int(float(gib) * 1024)) for gib in memory.split(", ")}
+    assert told == {(size.cpu, size.memory_mib) for size in SIZES}

@@ -225,6 +225,14 @@ class RegisterAnswer(Record):
     changes: List[str]
 
 
+class WorkerSize(Record):
+    """What a worker is made with, and paid for, where its runner has it in fixed sizes: the smallest that holds what is asked for."""
+
+    cpu: float
+    """Virtual CPUs."""
+    memory_mib: int
+
+
 class VersionInfo(Record):
     """One version with its functions, settings and environment."""
 
@@ -238,6 +246,8 @@ class VersionInfo(Record):
     environment: EnvironmentInfo
     dotenv_names: List[str]
     functions: List[FunctionDescription]
+    sizes: Optional[Dict[str, WorkerSize]] = None
+    """By function, what its workers get and cost; None where that is what the function asks for."""
 
 
 class VersionItem(Record):

@@ -110,6 +110,15 @@ def test_deploy_json_has_what_scripts_need(cli, project, deployable):
     ]
 
 
+def test_deploy_shows_what_is_asked_for_and_what_is_paid(cli, project, deployable):
+    sizes = {"add": wire.WorkerSize(0.25, 512)}
+    deployable.on("GET", "/v1/projects/billing/versions/ver-1", version(sizes=sizes))
+    project()
+    assert "  add  cpu 0.1, memory 256 MiB (paid: 0.25 vCPU and 512 MiB)" in cli("deploy").out
+    told = cli("deploy", "--json").json["data"]["sizes"]
+    assert told == {"add": {"cpu": 0.25, "memory_mib": 512}}
+
+
 def test_deploy_says_that_nobody_chose_a_python(cli, project, deployable):
     project(toml='project = "billing"\n')
     assert "python:3.8-bullseye gets no more security fixes" in cli("deploy").err
@@ -265,7 +274,22 @@ def test_describe_a_project_and_a_function(cli, plane):
     plane.on("GET", LATEST, version([function(memory_mib=2048, timeout_s=60.0)]))
     plane.on("GET", "/v1/invocations", wire.InvocationList([], None))
     assert "add(a, b)  cpu 0.1, memory 2 GiB, timeout 60.0 s" in cli("describe", "billing").out
-    assert "memory                     2048 MiB" in cli("describe", "billing/add").out
+    outcome = cli("describe", "billing/add")
+    assert "memory                     2048 MiB" in outcome.out
+    assert "paid" not in outcome.out
+
+
+def test_describe_shows_what_is_paid_where_workers_come_in_sizes(cli, plane):
+    sized = version([function(), function("free")], sizes={"add": wire.WorkerSize(16.0, 65536)})
+    plane.on("GET", "/v1/projects/billing", detail())
+    plane.on("GET", LATEST, sized)
+    plane.on("GET", "/v1/invocations", wire.InvocationList([], None))
+    told = cli("describe", "billing").out
+    assert "add(a, b)  cpu 0.1, memory 256 MiB (paid: 16 vCPU and 64 GiB)" in told
+    assert "free(a, b)  cpu 0.1, memory 256 MiB\n" in told
+    assert "paid                       16 vCPU and 64 GiB" in cli("describe", "billing/add").out
+    size = cli("describe", "billing/add", "--json").json["data"]["size"]
+    assert size == {"cpu": 16.0, "memory_mib": 65536}
 
 
 def test_describe_an_invocation_shows_its_attempts(cli, plane):

@@ -30,7 +30,14 @@ from multinode_cli.commands.names import (
     ProjectName,
     VersionId,
 )
-from multinode_cli.commands.shown import age, between, counted, invocation_data, settings_text
+from multinode_cli.commands.shown import (
+    age,
+    between,
+    counted,
+    invocation_data,
+    settings_text,
+    size_text,
+)
 from multinode_cli.console import Console
 from multinode_cli.errors import Interrupted
 
@@ -266,9 +273,8 @@ def _show_version(console: Console, version: VersionInfo) -> None:
     if version.dotenv_names:
         console.out(f"  .env         {', '.join(version.dotenv_names)}")
     for function in version.functions:
-        console.out(
-            f"  {_signature(function)}  {console.styled(settings_text(function.settings), 'dim')}"
-        )
+        settings = settings_text(function.settings, (version.sizes or {}).get(function.name))
+        console.out(f"  {_signature(function)}  {console.styled(settings, 'dim')}")
 
 
 def _describe_function(session: Session, reference: names.FunctionReference) -> Answer:
@@ -276,10 +282,12 @@ def _describe_function(session: Session, reference: names.FunctionReference) -> 
     function = find_function(version, reference.function)
     path = path_of("invocations", project=reference.project, function=function.name)
     recent = session.client.call(InvocationList, "GET", path).invocations
+    size = (version.sizes or {}).get(function.name)
     data = {
         "project": version.project,
         "version_id": version.version_id,
         **to_plain(function),
+        "size": to_plain(size) if size else None,
         "invocations": [invocation_data(item) for item in recent],
     }
 
@@ -288,6 +296,8 @@ def _describe_function(session: Session, reference: names.FunctionReference) -> 
         if function.doc:
             console.out(f"  {function.doc.strip().splitlines()[0]}")
         _show_settings(console, data["settings"])
+        if size:
+            console.out(f"  {'paid':27}{size_text(size)}")
         if recent:
             console.out("")
             rows = [

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from multinode.errors import MultinodeError
+from multinode.wire import to_plain
 from multinode_cli import release
 from multinode_cli.commands.frame import Answer, Commands, Session
 from multinode_cli.commands.names import ProjectName
@@ -246,6 +247,7 @@ def _planned(plan: release.Plan) -> Answer:
 def _released(released: release.Released, notice: str) -> Answer:
     answer, version = released.answer, released.version
     environment = released.described.built.environment
+    sizes = version.sizes or {}
     data = {
         "project": answer.project,
         "version_id": answer.version_id,
@@ -260,6 +262,7 @@ def _released(released: release.Released, notice: str) -> Answer:
             "created": environment.created,
             "image": environment.image or None,
         },
+        "sizes": {name: to_plain(size) for name, size in sizes.items()} or None,
         "warnings": [notice] * bool(notice) + released.warnings,
     }
 
@@ -274,9 +277,8 @@ def _released(released: release.Released, notice: str) -> Answer:
         else:
             console.out(f"Unchanged: {answer.project} {label} is the latest already")
         for function in version.functions:
-            console.out(
-                f"  {function.name}  {console.styled(settings_text(function.settings), 'dim')}"
-            )
+            settings = settings_text(function.settings, sizes.get(function.name))
+            console.out(f"  {function.name}  {console.styled(settings, 'dim')}")
         if answer.created and version.number > 1:
             for change in answer.changes:
                 console.out(f"  {console.styled('·', 'dim')} {change}")

@@ -21,6 +21,7 @@ from multinode.wire import (
     FunctionSettings,
     InvocationInfo,
     InvocationItem,
+    WorkerSize,
     to_plain,
 )
 
@@ -99,10 +100,17 @@ def memory(mib: float) -> str:
     return f"{mib / 1024:g} GiB" if mib >= 1024 and mib % 512 == 0 else f"{mib:.4g} MiB"
 
 
-def settings_text(settings: FunctionSettings) -> str:
-    """cpu and memory, and every other setting that is not the default."""
+def size_text(size: WorkerSize) -> str:
+    """``0.25 vCPU and 512 MiB``."""
+    return f"{size.cpu:g} vCPU and {memory(size.memory_mib)}"
+
+
+def settings_text(settings: FunctionSettings, size: WorkerSize | None = None) -> str:
+    """cpu and memory, what is paid for where that is another ``size``, and every other setting that is not the default."""
     default = FunctionSettings()
     parts = [f"cpu {settings.cpu:g}", f"memory {memory(settings.memory_mib)}"]
+    if size is not None:
+        parts[-1] += f" (paid: {size_text(size)})"
     for field in FunctionSettings.fields[2:]:
         value = getattr(settings, field)
         if value == getattr(default, field):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from functools import partial
 
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from multinode import wire
-from multinode.errors import MultinodeError, NotAllowed
+from multinode.errors import InvalidRequest, MultinodeError, NotAllowed
 from multinode_control_plane import bundle_copies
 from multinode_control_plane.api.calls import Call, until
 from multinode_control_plane.api.output import with_heartbeats
@@ -36,9 +37,33 @@ async def get_project(call: Call) -> wire.ProjectDetail:
 async def get_version(call: Call) -> wire.VersionInfo:
     """One version of a project, whole."""
     project, version = call.path("project"), call.path("version")
-    return await call.plane.store.read(
+    found = await call.plane.store.read(
         lambda connection: cases.describe_version(connection, project, version)
     )
+    return found.replace(sizes=_sizes(call, found.functions))
+
+
+def _sizes(
+    call: Call, functions: Iterable[wire.FunctionDescription]
+) -> dict[str, wire.WorkerSize] | None:
+    """What their workers are made with, where the runner has sizes; without those that none of them holds."""
+    found = {}
+    for function in functions:
+        with suppress(InvalidRequest):
+            size = call.plane.runner.size_for(function.settings.cpu, function.settings.memory_mib)
+            if size is not None:
+                found[function.name] = size
+    return found or None
+
+
+def _check_sizes(call: Call, functions: Iterable[wire.FunctionDescription]) -> None:
+    """Raises InvalidRequest for a function of which no worker could be made."""
+    for function in functions:
+        try:
+            call.plane.runner.size_for(function.settings.cpu, function.settings.memory_mib)
+        except InvalidRequest as error:
+            message = f"{function.name}: {error.message}"
+            raise InvalidRequest(message, error.hint) from error
 
 
 async def make_latest(call: Call) -> wire.VersionItem:
@@ -174,6 +199,7 @@ async def register(call: Call) -> wire.RegisterAnswer:
         )
     await _check_own_bundle(call, request.bundle_digest)
     plane.bundles.path(request.bundle_digest)  # must be here
+    _check_sizes(call, request.functions)
     return await call.act(
         lambda tx: cases.register(tx, plane.context, project, request),
         lambda answer: None if request.plan else _deployed(answer),

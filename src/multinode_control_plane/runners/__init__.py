@@ -19,6 +19,7 @@ from multinode.wire import (
     Finding,
     ImageReport,
     LogRecord,
+    WorkerSize,
 )
 from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.runners.storage import Discarded, Stored
@@ -91,6 +92,12 @@ class Runner(Protocol):
 
     async def open(self, on_end: OnEnd, worker_url: str) -> None:
         """Makes it ready. ``on_end`` is called on the loop, once for each worker made or adopted, when it is gone."""
+
+    def size_for(self, cpu: float, memory_mib: int) -> WorkerSize | None:
+        """What a worker of a function that asks for this is made with; None where it is just that.
+
+        Raises InvalidRequest where it can make none that has as much.
+        """
 
     def build(self, request: BuildRequest) -> AsyncIterator[BuildEvent]:
         """Yields the build's output line by line, at last one event with ``environment``, ``image_order`` or ``error``.

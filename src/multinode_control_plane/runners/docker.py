@@ -241,6 +241,9 @@ class DockerRunner:
 
     # --- environments ----------------------------------------------------------------------------------
 
+    def size_for(self, cpu: float, memory_mib: int) -> None:
+        """None: workers have what their functions ask for."""
+
     def build(self, request: BuildRequest) -> AsyncIterator[BuildEvent]:
         """See ``Images.build``."""
         return self.images.build(request)

@@ -125,6 +125,9 @@ class ProcessRunner:
         self._cgroups = found = cgroups.find(self._data_dir)
         self.enforces, self.unenforced_reason = found.enforces, found.reason
 
+    def size_for(self, cpu: float, memory_mib: int) -> None:
+        """None: workers have what their functions ask for."""
+
     def build(self, request: BuildRequest) -> AsyncIterator[BuildEvent]:
         """See ``Virtualenvs.build``."""
         return self.environments.build(request)
