@@ -116,8 +116,13 @@ sealing = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("key_id", sa.Text, nullable=False),
     sa.Column("mac_key", sa.LargeBinary, nullable=False),
+    sa.Column("request_key", sa.Text),
+    sa.Column("retiring", sa.JSON),
+    sa.Column("resealed", sa.Integer),
 )
-"""One row: the id of the key that encrypts `.env` values now, and, encrypted with it, the key of digests and tokens."""
+"""One row: the id of the key that encrypts `.env` values now, and, encrypted with it, the key of digests and tokens. The other
+columns are of the last rotation to that key: what asked for it, the ids of the keys before, and how many versions it has
+encrypted; NULL before there was one."""
 
 functions = sa.Table(
     "functions",

@@ -110,7 +110,16 @@ class FileSource:
         return parsed(content, self.name)
 
     def make(self) -> tuple[bytes, ...]:
-        """See `Source`. The file appears with all that is in it, and never in place of another's."""
+        """See `Source`. The file appears with all that is in it, and never in place of another's.
+
+        Its folder has to be there: one that is not is a path that was mistyped, more likely than a place for keys.
+        """
+        if not self._path.parent.is_dir():
+            message = (
+                f"{self.name} with the keys of .env values cannot be made: its folder is not there."
+            )
+            hint = f"Correct --secret-key-from (MULTINODE_SECRET_KEY_FROM), or run: mkdir -p -m 700 {self._path.parent}"
+            raise InputError(message, hint)
         draft = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
         try:
             whole_files.write(draft, as_text([new_key()]).encode())

@@ -59,11 +59,12 @@ def opened(bench: Bench, sealer: Sealer) -> list[str]:
     return [sealer.open(row)["SECRET"] for row in rows]
 
 
-def rotate(bench: Bench, context: Context) -> sealing.Rotation:
-    source = context.sealer.source
+def rotate(bench: Bench, context: Context, request_key: str = "") -> sealing.Rotation:
+    sealer, source = context.sealer, context.sealer.source
     assert source is not None
-    rotation = bench.do(sealing.begin, context.sealer, source)
-    while not bench.do(sealing.end, context.sealer, source, rotation):
+    target = bench.do(sealing.prepare, sealer, source, request_key)
+    rotation = bench.do(sealing.begin, sealer, source, target, request_key)
+    while bench.do(sealing.end, sealer, source, rotation) is None:
         pass
     return rotation
 
@@ -130,6 +131,15 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be used"):
         FileSource(tmp_path / "file" / "ring").read()
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    source = FileSource(tmp_path / "mistpyed" / "ring")
+    assert source.read() == ()
+    with pytest.raises(InputError, match="cannot be made: its folder is not there") as caught:
+        source.make()
+    assert f"mkdir -p -m 700 {tmp_path}/mistpyed" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_variable_has_to_be_set() -> None:
@@ -240,7 +250,7 @@ class DyingStore:
         return self._bench.do(job)
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
 def test_a_rotation_killed_before_a_commit_is_continued(
     bench: Bench, tmp_path: Path, at: int
 ) -> None:
@@ -288,6 +298,32 @@ def _continues(bench: Bench, source: FileSource) -> None:
     assert opened(bench, context_of(bench, source).sealer) == ["a", "b", "c", "d"]
 
 
+def test_one_request_rotates_once_and_is_told_the_same_again(bench: Bench, tmp_path: Path) -> None:
+    source = ring_file(tmp_path, OLD)
+    context = context_of(bench, source)
+    for code in "abc":
+        deploy(bench, context, code, code)
+    first = rotate(bench, context, "one")
+    keys = source.read()
+    again = rotate(bench, context_of(bench, source), "one")
+    assert (again.key_id, again.retiring) == (first.key_id, first.retiring)
+    assert (first.is_known, again.is_known, source.read()) == (False, True, keys)
+    assert bench.do(sealing.end, context.sealer, source, again) == 3, "as the first time"
+    assert rotate(bench, context, "another").retiring == (first.key_id,)
+    assert len(source.read()) == 1
+
+
+def test_a_key_that_was_left_in_the_ring_does_not_stand_for_a_new_one(
+    bench: Bench, tmp_path: Path
+) -> None:
+    source = ring_file(tmp_path, NEW, OLD)
+    context = context_of(bench, source)
+    deploy(bench, context, "a")
+    assert secret_keys.key_id(NEW) in rotate(bench, context).retiring
+    (key,) = source.read()
+    assert key not in (NEW, OLD)
+
+
 def test_another_process_reads_the_ring_anew(bench: Bench, tmp_path: Path) -> None:
     one, other = (context_of(bench, ring_file(tmp_path, OLD)) for _ in range(2))
     deploy(bench, one, "a")
@@ -305,9 +341,9 @@ def test_a_process_with_another_ring_says_so(bench: Bench, tmp_path: Path) -> No
     other = context_of(bench, ring_file(tmp_path / "copy", OLD))
     deploy(bench, one, "a")
     rotate(bench, one)
-    with pytest.raises(InternalError, match="a key that this control plane does not have"):
+    with pytest.raises(InternalError, match="which this control plane uses, has"):
         opened(bench, other.sealer)
-    with pytest.raises(InternalError, match="a key that this control plane does not have"):
+    with pytest.raises(InternalError, match="which this control plane uses, has"):
         deploy(bench, other, "b")
 
 
@@ -333,9 +369,10 @@ def test_a_worker_that_asks_again_after_a_rotation_gets_the_same(tmp_path: Path)
         launch = await plane.launch_of(await plane.start())
         first, _ = await plane.exchange(launch)
         sealer, source = plane.context.sealer, plane.source
-        rotation = await plane.store.write(lambda tx: sealing.begin(tx, sealer, source))
-        while not await plane.store.write(lambda tx: sealing.end(tx, sealer, source, rotation)):
-            pass
+        target = await plane.store.write(lambda tx: sealing.prepare(tx, sealer, source, ""))
+        rotation = await plane.store.write(lambda tx: sealing.begin(tx, sealer, source, target, ""))
+        await plane.store.write(lambda tx: sealing.go_on(tx, sealer, rotation))
+        await plane.store.write(lambda tx: sealing.end(tx, sealer, source, rotation))
         again, _ = await plane.exchange(launch)
         assert again == first
         request = wire.ExchangeRequest(launch.worker_id, launch.claim_code, "n")
@@ -362,6 +399,19 @@ def test_rotate_key_over_http_is_for_admins_and_in_the_audit_log(tmp_path: Path)
         )
         (line,) = admin.call(wire.AuditLog, "GET", "/v1/audit").lines
         assert (line.key_name, line.action, line.target) == ("ada", "rotate key", done.key_id)
+
+
+def test_rotate_key_asked_again_over_http_is_told_the_same(tmp_path: Path) -> None:
+    with serving(tmp_path) as served:
+        served.do(served.plane.deploy())
+        admin = served.client(served.key("admin"))
+        first, again, other = (
+            admin.call(wire.RotatedKey, "POST", f"/v1/server/rotate-key?request_key={key}")
+            for key in ("one", "one", "other")
+        )
+        assert (first.versions, again) == (1, first)
+        assert other.retired == [first.key_id]
+        assert len(admin.call(wire.AuditLog, "GET", "/v1/audit").lines) == 2
 
 
 # --- what is stored ---

@@ -6,10 +6,11 @@ import os
 import sys
 from pathlib import Path
 from typing import Annotated
+from uuid import uuid4
 
 import typer
 
-from multinode.client import Client
+from multinode.client import Client, path_of
 from multinode.errors import InputError
 from multinode.wire import Collected, Empty, RotatedKey, ServerInfo, StopRequest, to_plain
 from multinode_cli.commands import backups, local_server
@@ -371,7 +372,9 @@ def rotate_key(session: Session) -> Answer:
 
     Example: multinode server rotate-key
     """
-    done = session.client.call(RotatedKey, "POST", "/v1/server/rotate-key")
+    # What is asked again on the way, since an answer was lost, rotates once.
+    path = path_of("server", "rotate-key", request_key=uuid4().hex)
+    done = session.client.call(RotatedKey, "POST", path)
 
     def show(console: Console) -> None:
         console.out(f"The key {done.key_id} encrypts the .env values of all versions now.")

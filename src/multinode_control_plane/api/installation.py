@@ -98,18 +98,17 @@ async def stop(call: Call) -> wire.Empty:
 async def rotate_key(call: Call) -> wire.RotatedKey:
     """Encrypts all `.env` values with a new key, and retires the old ones. Asked again, it goes on with one that was broken off."""
     store, sealer = call.plane.store, call.plane.context.sealer
-    source = sealer.source
+    source, request_key = sealer.source, call.query("request_key") or ""
     assert source is not None, "the server gives its sealer one"
+    target = await store.write(lambda tx: sealing.prepare(tx, sealer, source, request_key))
     rotation = await call.act(
-        lambda tx: sealing.begin(tx, sealer, source),
-        lambda begun: Act("rotate key", begun.key_id),
+        lambda tx: sealing.begin(tx, sealer, source, target, request_key),
+        lambda begun: None if begun.is_known else Act("rotate key", begun.key_id),
     )
-    count = 0
-    while True:
-        changed = await store.write(lambda tx: sealing.go_on(tx, sealer, rotation))
-        count += changed
-        if not changed and await store.write(lambda tx: sealing.end(tx, sealer, source, rotation)):
-            break
+    count = None
+    while count is None:
+        if not await store.write(lambda tx: sealing.go_on(tx, sealer, rotation)):
+            count = await store.write(lambda tx: sealing.end(tx, sealer, source, rotation))
     left = ""
     if not source.is_writable and rotation.retiring:
         left = (

@@ -102,6 +102,7 @@ ENDPOINTS = (
         "/v1/server/rotate-key",
         installation.rotate_key,
         role="admin",
+        query=(Query("request_key", "Any text: the same one rotates only once."),),
         errors=(Conflict,),
         leader=True,
     ),

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from multinode.errors import IncompatibleVersion
 from multinode_control_plane.databases import Database
 
-HEAD = "0007"
+HEAD = "0008"
 """The schema that this release reads and writes: the newest file in ``versions/``."""
 
 

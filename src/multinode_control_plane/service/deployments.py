@@ -164,7 +164,7 @@ def _changed_inputs(
     connection: sa.Connection, context: Context, latest_id: str, request: wire.RegisterRequest
 ) -> list[str]:
     latest = connection.execute(sa.select(versions).where(versions.c.version_id == latest_id)).one()
-    before, after = context.sealer.open(latest.dotenv), request.dotenv
+    before, after = context.sealer.open(latest.dotenv, latest.sealed_with), request.dotenv
     found = []
     if latest.environment_digest != request.environment_digest:
         found.append("environment: changed")

@@ -55,30 +55,37 @@ class Sealer:
         """The values, encrypted with the key of this id. Raises InternalError where it is not in the ring."""
         return _fernet(self._key(with_key)).encrypt(json.dumps(dict(values)).encode())
 
-    def reseal(self, sealed: bytes, with_key: str) -> bytes:
+    def reseal(self, sealed: bytes, with_key: str, sealed_with: str | None = None) -> bytes:
         """The same, encrypted with another key."""
-        return _fernet(self._key(with_key)).encrypt(self._opened(sealed))
+        return _fernet(self._key(with_key)).encrypt(self._opened(sealed, sealed_with))
 
-    def open(self, sealed: bytes) -> dict[str, str]:
-        """What `seal` was given. Raises InternalError where no key of the ring opens it."""
-        values: dict[str, str] = json.loads(self._opened(sealed))
+    def open(self, sealed: bytes, sealed_with: str | None = None) -> dict[str, str]:
+        """What `seal` was given. Raises InternalError where no key of the ring opens it; ``sealed_with`` is the id to name then."""
+        values: dict[str, str] = json.loads(self._opened(sealed, sealed_with))
         return values
 
-    def _key(self, wanted: str) -> bytes:
+    def has(self, wanted: str) -> bool:
+        """Whether values of the key with this id can be opened; reads the ring anew before it says no. Blocks."""
         if wanted not in self._known:
             self._read_anew()
-        if wanted not in self._known:
-            raise _no_key(wanted)
+        return wanted in self._known
+
+    def _key(self, wanted: str) -> bytes:
+        if not self.has(wanted):
+            raise self._no_key(wanted)
         return self._known[wanted]
 
-    def _opened(self, sealed: bytes) -> bytes:
+    def _opened(self, sealed: bytes, sealed_with: str | None) -> bytes:
         with contextlib.suppress(InvalidToken):
             return self._opener.decrypt(sealed)
         self._read_anew()
         try:
             return self._opener.decrypt(sealed)
         except InvalidToken as error:
-            raise _no_key() from error
+            raise self._no_key(sealed_with or "unknown") from error
+
+    def _no_key(self, wanted: str) -> InternalError:
+        return InternalError(*missing_key(self.source, wanted, self.key_ids))
 
     def _read_anew(self) -> None:
         if self.source is None:
@@ -89,12 +96,12 @@ class Sealer:
             log.warning("the ring of keys cannot be read: %s", error)
 
     def interpreter_variables(
-        self, sealed: bytes, names: Iterable[str]
+        self, sealed: bytes, names: Iterable[str], sealed_with: str | None = None
     ) -> tuple[tuple[str, str], ...]:
         """Those of the values that an interpreter reads when it starts."""
         if not any(name.startswith(INTERPRETER_PREFIXES) for name in names):
             return ()
-        opened = self.open(sealed)
+        opened = self.open(sealed, sealed_with)
         return tuple(
             (name, value) for name, value in opened.items() if name.startswith(INTERPRETER_PREFIXES)
         )
@@ -119,8 +126,12 @@ def _fernet(key: bytes) -> Fernet:
     return Fernet(base64.urlsafe_b64encode(key))
 
 
-def _no_key(wanted: str = "another one") -> InternalError:
-    message = f"A value of .env was encrypted with a key that this control plane does not have ({wanted})."
-    return InternalError(
-        message, "Give all that share the database the same ring: --secret-key-from."
+def missing_key(source: Source | None, wanted: str, have: Sequence[str]) -> tuple[str, str]:
+    """What is wrong where a ring lacks a key, and what is to be done."""
+    place = "The ring of keys" if source is None else source.name
+    message = (
+        f"A value of .env is encrypted with the key {wanted}. {place}, which this control plane uses, "
+        f"has {' and '.join(have)}."
     )
+    hint = "Give all that share the database one ring: --secret-key-from (MULTINODE_SECRET_KEY_FROM). It is read anew by itself."
+    return message, hint

@@ -246,7 +246,9 @@ def _request_worker(tx: Transaction, context: Context, row: Row) -> None:
         cpu=settings.cpu,
         memory_mib=settings.memory_mib,
         fresh_interpreter=any(name.startswith(INTERPRETER_PREFIXES) for name in names),
-        interpreter_env=context.sealer.interpreter_variables(version.row.dotenv, names),
+        interpreter_env=context.sealer.interpreter_variables(
+            version.row.dotenv, names, version.row.sealed_with
+        ),
     )
     tx.after_commit(StartWorker(launch))
 
@@ -313,7 +315,7 @@ def exchange(
         bundle_digest=version.row.bundle_digest,
         dotenv={
             **_trace_variables(row, execution, traces=context.settings.traces),
-            **context.sealer.open(version.row.dotenv),
+            **context.sealer.open(version.row.dotenv, version.row.sealed_with),
         },
         function=row.function,
         execution_id=execution.execution_id,

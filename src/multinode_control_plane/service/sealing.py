@@ -2,13 +2,16 @@
 
 One row says it: the id of the current key, and the key of digests and tokens (see `Sealer`), encrypted with the current one. A
 rotation can be broken off anywhere and begun again: the ring has both keys before the row names the new one, every process
-asks the row before it encrypts, and the old keys leave the ring when the last value has left them.
+asks the row before it encrypts, and the old keys leave the ring when the last value has left them. Its steps are `prepare`,
+`begin`, `go_on` until nothing is left, `end`. The row keeps what the last one was asked with and has done: who asks again
+with the same key, since the answer was lost, is told of that one.
 """
 
 from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -25,10 +28,11 @@ _MAC = "mac"
 
 @dataclass(frozen=True)
 class Rotation:
-    """One that is under way, from any of the ``retiring`` ids to ``key_id``."""
+    """One that is under way, from any of the ``retiring`` ids to ``key_id``. ``is_known``: this request has begun it before."""
 
     key_id: str
     retiring: tuple[str, ...]
+    is_known: bool = False
 
 
 def current(connection: sa.Connection) -> str | None:
@@ -81,26 +85,66 @@ def _foreign(source: Source, wanted: str, have: list[str]) -> InputError:
     return InputError(message, hint)
 
 
-def begin(tx: Transaction, sealer: Sealer, source: Source) -> Rotation:
-    """Makes another key the current one; the one that is newest in the ring already, where a rotation was broken off.
+def prepare(tx: Transaction, sealer: Sealer, source: Source, request_key: str) -> str:
+    """Sees to it that the ring has the key that comes next, and is the one of this request: its id. No value has it yet.
 
-    Raises Conflict where the ring can be changed only by hand.
+    It is the newest of the ring already where a rotation was broken off, or was put there by hand. Raises Conflict where the ring
+    can be changed only by hand.
     """
     row = tx.connection.execute(sa.select(sealing)).one()
     keys = list(source.read())
     sealer.take(keys)
-    is_begun = key_id(keys[0]) != row.key_id or len(keys) > 1
-    if not is_begun:
-        if not source.is_writable:
-            raise Conflict(*_by_hand(source))
+    if _is_asked_again(row, request_key):
+        return str(row.key_id)
+    is_begun = key_id(keys[0]) != row.key_id or _is_any_left(tx.connection, row.key_id)
+    if not is_begun and source.is_writable:
         keys.insert(0, new_key())
         source.write(keys)
         sealer.take(keys)
-    target = key_id(keys[0])
+    elif not is_begun and len(keys) == 1:
+        raise Conflict(*_by_hand(source))
+    return key_id(keys[0])
+
+
+def begin(
+    tx: Transaction, sealer: Sealer, source: Source, target: str, request_key: str
+) -> Rotation:
+    """Makes `prepare`'s key the current one. Raises Conflict where it has left the ring meanwhile."""
+    row = tx.connection.execute(sa.select(sealing)).one()
+    if _is_asked_again(row, request_key):
+        return Rotation(row.key_id, tuple(row.retiring), is_known=True)
+    ids = [key_id(key) for key in source.read()]
+    if target not in ids:
+        raise _overtaken()
+    retiring = [each for each in ids if each != target]
     tx.connection.execute(
-        sa.update(sealing).values(key_id=target, mac_key=sealer.reseal(row.mac_key, target))
+        sa.update(sealing).values(
+            key_id=target,
+            mac_key=sealer.reseal(row.mac_key, target),
+            request_key=request_key,
+            retiring=retiring,
+            resealed=0,
+        )
     )
-    return Rotation(target, tuple(key_id(key) for key in keys[1:]))
+    return Rotation(target, tuple(retiring))
+
+
+def _is_asked_again(row: sa.Row[Any], request_key: str) -> bool:
+    return bool(request_key) and row.request_key == request_key
+
+
+def _overtaken() -> Conflict:
+    message = "Another key has become the current one meanwhile."
+    return Conflict(message, "Run `multinode server rotate-key` again.")
+
+
+def _is_old(target: str) -> sa.ColumnElement[bool]:
+    return sa.or_(versions.c.sealed_with.is_(None), versions.c.sealed_with != target)
+
+
+def _is_any_left(connection: sa.Connection, target: str) -> bool:
+    query = sa.select(versions.c.version_id).where(_is_old(target)).limit(1)
+    return connection.execute(query).first() is not None
 
 
 def _by_hand(source: Source) -> tuple[str, str]:
@@ -112,29 +156,35 @@ def _by_hand(source: Source) -> tuple[str, str]:
     return message, hint
 
 
-def go_on(tx: Transaction, sealer: Sealer, rotation: Rotation) -> int:
-    """Encrypts some versions anew: how many. 0: all have the key. Raises Conflict where another rotation was begun."""
+def go_on(tx: Transaction, sealer: Sealer, rotation: Rotation) -> bool:
+    """Encrypts some versions anew: whether there were any. Raises Conflict where another rotation was begun."""
     if current(tx.connection) != rotation.key_id:
-        message = "Another key has become the current one meanwhile."
-        raise Conflict(message, "Run `multinode server rotate-key` again.")
-    is_old = sa.or_(versions.c.sealed_with.is_(None), versions.c.sealed_with != rotation.key_id)
-    query = sa.select(versions.c.version_id, versions.c.dotenv).where(is_old).limit(BATCH)
+        raise _overtaken()
+    query = sa.select(versions).where(_is_old(rotation.key_id)).limit(BATCH)
     found = list(tx.connection.execute(query))
     for row in found:
         tx.connection.execute(
             sa.update(versions)
             .where(versions.c.version_id == row.version_id)
-            .values(dotenv=sealer.reseal(row.dotenv, rotation.key_id), sealed_with=rotation.key_id)
+            .values(
+                dotenv=sealer.reseal(row.dotenv, rotation.key_id, row.sealed_with),
+                sealed_with=rotation.key_id,
+            )
         )
-    return len(found)
+    if found:
+        count = sa.func.coalesce(sealing.c.resealed, 0) + len(found)
+        tx.connection.execute(sa.update(sealing).values(resealed=count))
+    return bool(found)
 
 
-def end(tx: Transaction, sealer: Sealer, source: Source, rotation: Rotation) -> bool:
-    """Takes the old keys out of the ring, if nothing is left that they encrypt. Whether they are out of it."""
+def end(tx: Transaction, sealer: Sealer, source: Source, rotation: Rotation) -> int | None:
+    """Takes the old keys out of the ring, if nothing is left that they encrypt, and says how many versions were encrypted anew,
+    by all attempts. None: something was left, call it again.
+    """
     if go_on(tx, sealer, rotation):
-        return False
+        return None
     keys = source.read()
     kept = [key for key in keys if key_id(key) == rotation.key_id]
     if source.is_writable and len(kept) < len(keys):
         source.write(kept)
-    return True
+    return tx.connection.execute(sa.select(sealing.c.resealed)).scalar() or 0
