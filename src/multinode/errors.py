@@ -11,6 +11,7 @@
     │   ├── InvalidName                     a project or function name that is not allowed
     │   ├── InvalidTasks                    something in tasks/ or multinode.toml is wrong
     │   ├── InvalidRequest                  a request that the control plane cannot read
+    │   ├── RequestTooLarge                 a request whose body is over its limit
     │   ├── BundleTooLarge                  the files of tasks/ are over 100 MiB
     │   ├── EnvironmentBuildFailed          requirements that do not resolve or install
     │   ├── PythonMissing                   no Python that the environment asks for
@@ -134,6 +135,12 @@ class InvalidRequest(InputError):
     """A request that the control plane cannot read."""
 
     code = "invalid_request"
+
+
+class RequestTooLarge(InputError):
+    """A request's body is over the limit of what it asks for."""
+
+    code = "request_too_large"
 
 
 class BundleTooLarge(InputError):
@@ -440,6 +447,7 @@ HTTP_STATUS: dict[str, int] = {
     "invalid_name": 422,
     "invalid_tasks": 422,
     "invalid_request": 422,
+    "request_too_large": 413,
     "bundle_too_large": 413,
     "environment_build_failed": 422,
     "python_missing": 422,
@@ -496,6 +504,7 @@ EXIT_CODE: dict[str, int] = {
     "invalid_name": 2,
     "invalid_tasks": 2,
     "invalid_request": 2,
+    "request_too_large": 2,
     "bundle_too_large": 2,
     "environment_build_failed": 2,
     "python_missing": 2,

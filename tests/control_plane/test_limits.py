@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import inspect
 import json
+import re
+import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
-from tests.control_plane.told_plane import serving
+from tests.control_plane.told_plane import Plane, serving
 
 from multinode.errors import TooManyRequests
 from multinode_control_plane import patience
 from multinode_control_plane.api import limits
+from multinode_control_plane.api.calls import Endpoint
 from multinode_control_plane.api.limits import WRONG_KEYS, WRONG_KEYS_S, OpenRequests, WrongKeys
-from multinode_control_plane.listening import Serving, bind
+from multinode_control_plane.api.routes import make_app
+from multinode_control_plane.listening import Serving, bind, known_hosts
+from multinode_control_plane.runners import bundles
 
 
 def note_until_refused(wrong: WrongKeys, address: str, now: float) -> TooManyRequests:
@@ -97,18 +105,76 @@ def until(fact: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+SERVED = inspect.signature(make_app).parameters["endpoints"].default
+WITH_BODY = [item for item in SERVED if item.body or (item.archive and item.method == "PUT")]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: Any) -> Iterator[Any]:
+    """Asks a control plane where a body may have 1,000 bytes, with the token of a worker where that is needed."""
+    few = [replace(item, max_body_bytes=1000) for item in SERVED]
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        serving(tmp_path_factory.mktemp("small")) as served,
+    ):
+        patched.setattr(bundles, "MAX_BUNDLE_BYTES", 1000)
+        plane = served.plane
+        served.do(plane.deploy())
+        token = served.do(claimed_by(plane)).token
+        keys = {True: served.key("admin"), False: token}
+        app = make_app(served.api, known_hosts(plane.context.settings), few)
+
+        async def ask(item: Endpoint, content: bytes | AsyncIterator[bytes]) -> httpx.Response:
+            key = keys[item.role is not None]
+            path = re.sub(r"{\w+}", "a" * 64, item.path.replace("{project}", "shop"))
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+                headers = {"Authorization": f"Bearer {key}"}
+                url = f"http://127.0.0.1{path}"
+                return await client.request(item.method, url, content=content, headers=headers)
+
+        yield lambda item, content: served.do(ask(item, content))
+
+
+async def claimed_by(plane: Plane) -> Any:
+    return (await plane.claim(await plane.start()))[0]
+
+
+async def in_chunks(body: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(body), 100):
+        yield body[at : at + 100]
+
+
 @pytest.mark.parametrize("is_told", [True, False])
-def test_a_body_over_its_endpoints_limit_is_refused(tmp_path, is_told):
-    body = json.dumps({"mode": "x" * 2 * 1024 * 1024}).encode()
+@pytest.mark.parametrize("item", WITH_BODY, ids=lambda item: f"{item.method} {item.path}")
+def test_a_body_over_its_endpoints_limit_is_refused(small, item, is_told):
+    for size, is_too_large in ((1000, False), (1001, True)):
+        body = b'{"x": "' + b"y" * (size - 9) + b'"}'
+        answer = small(item, body if is_told else in_chunks(body))
+        assert (answer.status_code == 413) == is_too_large, answer.text
+    assert "over 1000 bytes" in answer.text or "bundle is over" in answer.text
+
+
+def test_what_is_told_to_be_too_large_is_not_waited_for(tmp_path):
     with serving(tmp_path) as served:
-        key = served.key("admin")
-        content = body if is_told else iter([body[:1000], body[1000:]])
-        answer = httpx.post(served.url + "/v1/server/stop", content=content, **asked_with(key))
-        assert answer.status_code == 422
-        assert "body is over 2097152 bytes" in answer.json()["error"]["message"]
+        host, port = served.url.removeprefix("http://").split(":")
+        head = (
+            f"POST /v1/server/stop HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2097153\r\n"
+            f"Authorization: Bearer {served.key('admin')}\r\n\r\n"
+        )
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(head.encode())
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            assert answer.status == 413
+            assert b"over 2097152 bytes" in answer.read()
+
+
+def test_some_bodies_may_be_larger(tmp_path):
+    with serving(tmp_path) as served:
         start = served.url + "/v1/projects/no/functions/f/invocations"
         large = json.dumps({"inputs": ["x" * 200_000] * 20})
-        assert httpx.post(start, content=large, **asked_with(key)).status_code == 404
+        answer = httpx.post(start, content=large, **asked_with(served.key("admin")))
+        assert answer.status_code == 404
 
 
 # --- slow connections ---

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from multinode.errors import InvalidRequest, TooManyRequests
+from multinode.errors import RequestTooLarge, TooManyRequests
 
 log = logging.getLogger("multinode")
 
@@ -82,7 +82,7 @@ class OpenRequests:
 
 
 async def body_of(request: Request, limit_bytes: int) -> bytes:
-    """The whole body. Raises InvalidRequest past ``limit_bytes``: before it is read, where its length is told."""
+    """The whole body. Raises RequestTooLarge past ``limit_bytes``: before it is read, where its length is told."""
     told = request.headers.get("content-length", "")
     size = int(told) if told.isascii() and told.isdecimal() else 0
     parts = []
@@ -94,6 +94,6 @@ async def body_of(request: Request, limit_bytes: int) -> bytes:
                 break
             parts.append(part)
     if size > limit_bytes:
-        message = f"The request's body is over {limit_bytes} bytes."
-        raise InvalidRequest(message)
+        message = f"The request's body is over {limit_bytes} bytes, the limit here."
+        raise RequestTooLarge(message, "Send less at a time.")
     return b"".join(parts)

@@ -17,6 +17,7 @@ from multinode.errors import (
     MultinodeError,
     NotAllowed,
     NotLoggedIn,
+    RequestTooLarge,
     ServerStopping,
     StorageFull,
     TooManyRequests,
@@ -181,7 +182,8 @@ def _of_annotation(hint: Any) -> Schema:
 def failures(item: Endpoint) -> tuple[type[MultinodeError], ...]:
     """Every error that the endpoint may answer."""
     keys = () if item.public else (NotLoggedIn, NotAllowed, TooManyRequests)
-    return (*keys, *item.errors, *ALWAYS)
+    sizes = () if item.body is None else (RequestTooLarge,)
+    return (*keys, *item.errors, *sizes, *ALWAYS)
 
 
 def _codes(item: Endpoint) -> dict[int, list[type[MultinodeError]]]:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from multinode import wire
-from multinode.errors import HTTP_STATUS, InvalidRequest, MultinodeError
+from multinode.errors import (
+    HTTP_STATUS,
+    FunctionInputSizeLimitExceeded,
+    InvalidRequest,
+    MultinodeError,
+)
 
 OFFSET_IS_INVALID = "The next offset is in an invalid format"
 NO_PARENT_FUNCTION = "The parent function name is missing"
@@ -32,7 +37,7 @@ KNOWN: dict[str, tuple[int, str]] = {
 
 def refusal(error: MultinodeError) -> Response:
     """``{"detail": text}``; what does not validate has a list of faults."""
-    if isinstance(error, InvalidRequest) or HTTP_STATUS.get(error.code) == 413:
+    if isinstance(error, (InvalidRequest, FunctionInputSizeLimitExceeded)):
         fault = {"loc": ["body"], "msg": str(error), "type": "value_error"}
         return _response(422, [fault])
     if error.code == "invalid_input":
