@@ -36,6 +36,7 @@
     │   ├── ServerStopping                  the control plane is shutting down
     │   ├── NotReady                        a control plane that cannot serve now, as `/readyz` says
     │   ├── StoreUnreachable                the control plane's database does not answer
+    │   ├── AwsFailed                       AWS did not do what the control plane asked it for
     │   └── InternalError                   a fault of the control plane itself
     ├── OperationFailed                     a command that could not do what it was asked for
     │   ├── InvocationFailedError           the invocation ended FAILED
@@ -333,6 +334,23 @@ class StoreUnreachable(ControlPlaneError):
     code = "store_unreachable"
 
 
+class AwsFailed(ControlPlaneError):
+    """AWS did not do what the control plane asked it for: a right or a login that is missing, no answer, too many requests.
+
+    ``reason`` is AWS's own code, or ``AccessDenied``, ``Throttled``, ``NoCredentials``, ``NoRegion``, ``Away`` for all of a kind;
+    ``is_passing``: the same may do later.
+    """
+
+    code = "aws_failed"
+
+    def __init__(
+        self, message: str, hint: str = "", *, reason: str = "", is_passing: bool = False
+    ) -> None:
+        super().__init__(message, hint)
+        self.reason = reason
+        self.is_passing = is_passing
+
+
 class InternalError(ControlPlaneError):
     """A fault of the control plane itself; its log has the traceback."""
 
@@ -479,6 +497,7 @@ HTTP_STATUS: dict[str, int] = {
     "server_stopping": 503,
     "not_ready": 503,
     "store_unreachable": 503,
+    "aws_failed": 500,
     "internal_error": 500,
     "failed": 500,
     "missing_extra": 500,
@@ -536,6 +555,7 @@ EXIT_CODE: dict[str, int] = {
     "server_stopping": 5,
     "not_ready": 5,
     "store_unreachable": 5,
+    "aws_failed": 1,
     "internal_error": 1,
     "failed": 1,
     "missing_extra": 1,
