@@ -218,12 +218,6 @@ def in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def is_open_to_readers(settings: Settings) -> bool:
-    """Whether keys pass in plain HTTP beyond this machine, as far as can be known: what is between a proxy and its clients cannot."""
-    is_plain = settings.certificate is None and not settings.trusted_proxies
-    return is_plain and settings.host not in LOOPBACK
-
-
 def own_url(settings: Settings, port: int) -> str:
     """Of the first listener."""
     return f"{'https' if settings.certificate else 'http'}://{in_url(settings.host)}:{port}"

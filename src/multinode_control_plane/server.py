@@ -39,7 +39,6 @@ from multinode_control_plane.databases import Database, open_database
 from multinode_control_plane.leading import Leading
 from multinode_control_plane.listening import (
     Serving,
-    is_open_to_readers,
     known_hosts,
     listen,
     local_door,
@@ -54,7 +53,7 @@ from multinode_control_plane.secret_keys import source_of
 from multinode_control_plane.server_log import ServerLog
 from multinode_control_plane.service import access, invocations, sealing
 from multinode_control_plane.service.executions import Context
-from multinode_control_plane.settings import Settings, parser, resolve
+from multinode_control_plane.settings import Settings, is_open_to_readers, parser, resolve
 from multinode_control_plane.store import Store
 from multinode_control_plane.telemetry import log_lines
 

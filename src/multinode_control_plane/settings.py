@@ -49,6 +49,7 @@ class Settings:
     """Until the runner is chosen: of this machine; with Docker, the engine's may be another (see `with_room_of`)."""
     asked_capacity: str | None = field(default=None, compare=False)
     allow_process: bool = False
+    allow_http: bool = False
     allowed_hosts: tuple[str, ...] = ()
     """Further names by which requests may call this server, without port."""
     registry: str | None = None
@@ -159,6 +160,12 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     made.add_argument(
+        "--allow-http",
+        action="store_true",
+        default=None,
+        help="speak plain HTTP beyond loopback, where nobody is named who speaks TLS",
+    )
+    made.add_argument(
         "--allowed-hosts",
         help="further names that the Host header may have, e.g. multinode.example.com,10.0.0.5",
     )
@@ -222,6 +229,7 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         registry_key=environ.get("MULTINODE_REGISTRY_KEY") or None,
         disk_limit_bytes=_size(given("disk_limit")),
         allow_process=_switch(given("allow_process")),
+        allow_http=_switch(given("allow_http")),
         allowed_hosts=_hosts(given("allowed_hosts")),
         tls_cert=_file(given("tls_cert")),
         tls_key=_file(given("tls_key")),
@@ -236,6 +244,7 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
     check_certificate(settings)
     if settings.runner == "process":
         check_isolation(settings)
+    check_privacy(settings)
     return settings
 
 
@@ -317,6 +326,26 @@ def check_isolation(settings: Settings) -> None:
         raise InputError(
             message, "Use --host 127.0.0.1, or --allow-process if that is what you want."
         )
+
+
+def check_privacy(settings: Settings) -> None:
+    """Raises InputError where keys would pass beyond this machine in plain HTTP without that being wanted."""
+    if is_open_to_readers(settings) and not settings.allow_http:
+        message = (
+            f"{settings.host} is not a loopback address, and in plain HTTP whoever is on the way "
+            "reads keys and values."
+        )
+        hint = (
+            "Give it a certificate (--tls-cert and --tls-key), name the proxy with TLS that stands before it "
+            "(--trusted-proxies), or say --allow-http where all of the network may read them."
+        )
+        raise InputError(message, hint)
+
+
+def is_open_to_readers(settings: Settings) -> bool:
+    """Whether keys pass in plain HTTP beyond this machine, as far as can be known: what is between a proxy and its clients cannot."""
+    is_plain = settings.certificate is None and not settings.trusted_proxies
+    return is_plain and settings.host not in LOOPBACK
 
 
 def whole_machine() -> Capacity:

@@ -256,7 +256,8 @@ SERVER = {
     "server: a runner that there is not": ("--runner", "podman"),
     "server: a capacity that cannot be read": ("--capacity", "4 cores"),
     "server: a database that cannot be": ("--database", "mysql://me:secret@db/multinode"),
-    "server: functions as this user, for others": ("--host", "0.0.0.0"),
+    "server: functions as this user, for others": ("--host", "0.0.0.0", "--runner", "process"),
+    "server: plain HTTP for others": ("--host", "0.0.0.0", "--runner", "docker"),
 }
 
 

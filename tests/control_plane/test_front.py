@@ -16,7 +16,7 @@ from multinode.errors import InputError
 from multinode_control_plane import listening
 from multinode_control_plane.api.limits import WRONG_KEYS
 from multinode_control_plane.api.proxies import TrustedProxies
-from multinode_control_plane.listening import Serving, is_open_to_readers, local_door, peer_url
+from multinode_control_plane.listening import Serving, local_door, peer_url
 from multinode_control_plane.settings import parser, resolve
 from multinode_control_plane.tls import Certificate
 
@@ -107,16 +107,28 @@ def test_proxies_are_addresses_and_networks(tmp_path):
     assert made.trusted_proxies == ("127.0.0.1/32", "10.0.0.0/8", "::1/128")
 
 
-def test_plain_http_beyond_loopback_is_warned_of(tmp_path):
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "172.17.0.1", "mn.example.com"])
+def test_plain_http_beyond_loopback_has_to_be_wanted(tmp_path, monkeypatch, host):
+    monkeypatch.chdir(tmp_path)
     write_certificates(tmp_path)
-    pem = tmp_path / "server.pem"
-    beyond = make_settings(tmp_path, host="0.0.0.0")
-    assert is_open_to_readers(beyond)
-    assert not is_open_to_readers(make_settings(tmp_path))
-    assert not is_open_to_readers(make_settings(tmp_path, host="::", tls_cert=pem, tls_key=pem))
-    assert not is_open_to_readers(
-        make_settings(tmp_path, host="::", trusted_proxies=("10.0.0.1/32",))
-    )
+    beyond = (f"--host={host}", "--runner=docker")
+    with pytest.raises(InputError, match="in plain HTTP whoever is on the way reads") as caught:
+        resolved(tmp_path, *beyond)
+    assert host in caught.value.message
+    for way in ("--tls-cert", "--trusted-proxies", "--allow-http"):
+        assert way in caught.value.hint
+    tls = ("--tls-cert=server.pem", "--tls-key=server.pem")
+    for said in (tls, ("--trusted-proxies=10.0.0.1",), ("--allow-http",)):
+        assert resolved(tmp_path, *beyond, *said).host == host
+    with pytest.raises(InputError, match="isolates nothing"):
+        resolved(tmp_path, f"--host={host}", "--runner=process", "--allow-http")
+
+
+def test_on_loopback_plain_http_is_what_it_speaks(tmp_path):
+    for host in ("127.0.0.1", "localhost", "::1"):
+        assert not resolved(tmp_path, f"--host={host}").allow_http
+    variables = {"MULTINODE_HOST": "0.0.0.0", "MULTINODE_ALLOW_HTTP": "1"}
+    assert resolve(parser().parse_args(["--runner=docker"]), variables).allow_http
 
 
 def test_the_door_of_this_machine_keeps_its_port_where_that_is_free(tmp_path):

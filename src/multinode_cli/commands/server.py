@@ -88,6 +88,12 @@ _AllowProcess = Annotated[
         "--allow-process", help="Run functions as this user although others can reach it."
     ),
 ]
+_AllowHttp = Annotated[
+    bool,
+    typer.Option(
+        "--allow-http", help="Speak plain HTTP beyond loopback, without a proxy that speaks TLS."
+    ),
+]
 
 _LogFormat = Annotated[
     str | None,
@@ -143,6 +149,7 @@ def _options(
     *,
     data_dir: str | None,
     allow_process: bool,
+    allow_http: bool,
     admin_key_file: str | None,
     tls_cert: str | None,
     tls_key: str | None,
@@ -163,7 +170,8 @@ def _options(
     options = [
         f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None
     ]
-    return [*options, *(["--allow-process"] if allow_process else [])]
+    switches = {"--allow-process": allow_process, "--allow-http": allow_http}
+    return [*options, *(name for name, is_on in switches.items() if is_on)]
 
 
 @_server.add("run", has_json=False)
@@ -180,6 +188,7 @@ def run(
     registry: _Registry = None,
     registry_username: _RegistryUsername = None,
     allow_process: _AllowProcess = False,
+    allow_http: _AllowHttp = False,
     allowed_hosts: _AllowedHosts = None,
     log_format: _LogFormat = None,
     admin_key_file: _AdminKeyFile = None,
@@ -197,7 +206,7 @@ def run(
         runner=runner, database=database, host=host, port=port, data_dir=data_dir,
         worker_url=worker_url, capacity=capacity, disk_limit=disk_limit, registry=registry,
         registry_username=registry_username, allow_process=allow_process,
-        allowed_hosts=allowed_hosts, log_format=log_format, admin_key_file=admin_key_file,
+        allow_http=allow_http, allowed_hosts=allowed_hosts, log_format=log_format, admin_key_file=admin_key_file,
         tls_cert=tls_cert, tls_key=tls_key, trusted_proxies=trusted_proxies,
         secret_key_from=secret_key_from,
     )  # fmt: skip
@@ -219,6 +228,7 @@ def start(
     registry: _Registry = None,
     registry_username: _RegistryUsername = None,
     allow_process: _AllowProcess = False,
+    allow_http: _AllowHttp = False,
     allowed_hosts: _AllowedHosts = None,
     log_format: _LogFormat = None,
     admin_key_file: _AdminKeyFile = None,
@@ -235,7 +245,7 @@ def start(
         runner=runner, database=database, host=host, port=port, data_dir=data_dir,
         worker_url=worker_url, capacity=capacity, disk_limit=disk_limit, registry=registry,
         registry_username=registry_username, allow_process=allow_process,
-        allowed_hosts=allowed_hosts, log_format=log_format, admin_key_file=admin_key_file,
+        allow_http=allow_http, allowed_hosts=allowed_hosts, log_format=log_format, admin_key_file=admin_key_file,
         tls_cert=tls_cert, tls_key=tls_key, trusted_proxies=trusted_proxies,
         secret_key_from=secret_key_from,
     )  # fmt: skip
