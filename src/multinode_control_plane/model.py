@@ -288,7 +288,6 @@ workers = sa.Table(
     sa.Column("accepted_at", sa.Float),
     sa.Column("ready_at", sa.Float),
     sa.Column("gone_at", sa.Float),
-    sa.Column("heard_at", sa.Float),
     sa.Index(
         "workers_alive",
         "worker_id",
@@ -327,7 +326,6 @@ leader = sa.Table(
     sa.Column("epoch", sa.BigInteger, nullable=False),
     sa.Column("beat", sa.BigInteger, nullable=False),
     sa.Column("url", sa.Text),
-    sa.Column("info", sa.JSON),
 )
 """One row: which of the processes that share the database makes workers. ``beat`` grows while it lives."""
 

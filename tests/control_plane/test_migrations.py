@@ -30,6 +30,10 @@ def database_at(folder: Path, revision: str | None) -> Database:
     return database
 
 
+UNUSED = {("workers", "heard_at"), ("leader", "info")}
+"""Columns that a migration made and nothing reads or writes: they stay, for no migration takes anything away."""
+
+
 def test_the_tables_are_those_of_the_model(tmp_path: Path) -> None:
     database = database_at(tmp_path, None)
     migrations.prepare(database)
@@ -38,7 +42,8 @@ def test_the_tables_are_those_of_the_model(tmp_path: Path) -> None:
         context = MigrationContext.configure(connection, opts={"compare_type": False})
         found = compare_metadata(context, model.metadata)
     database.engine.dispose()
-    assert found == []
+    left = {(table, column.name) for what, _, table, column in found if what == "remove_column"}
+    assert (left, len(found)) == (UNUSED, len(UNUSED))
 
 
 def test_a_key_of_the_first_schema_is_for_all_projects(tmp_path: Path) -> None:
