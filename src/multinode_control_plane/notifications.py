@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,7 +35,9 @@ _ACTIONS: dict[str, Callable[..., object]] = {
     cls.__name__: cls
     for cls in (actions.StopWorker, actions.SetTimer, actions.ForgetWorker, actions.RemoveLogs)
 }
-"""All but StartWorker: only a tick, and so only the leader, makes that."""
+"""All that the leader can do for another. Not StartWorker, which holds a secret: its intent is stored, and a new leader finds it."""
+IDS = 100
+"""The most that one payload names."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Notice:
 def encoded(notice: Notice) -> Iterator[str]:
     """Payloads, of which none is too long."""
     words: list[Any] = [["", event] for event in sorted(notice.events)]
-    words += [[type(effect).__name__, asdict(effect)] for effect in notice.effects]  # type: ignore[call-overload]
+    words += [[type(effect).__name__, asdict(effect)] for effect in _told(notice.effects)]
     part: list[Any] = [["woken", True]] if notice.woken else []
     length = 0
     for word in words:
@@ -62,6 +64,17 @@ def encoded(notice: Notice) -> Iterator[str]:
         part.append(word)
     if part:
         yield json.dumps([notice.sender, part])
+
+
+def _told(effects: Iterable[object]) -> Iterator[Any]:
+    """Those that concern the leader; one that is long in several."""
+    for effect in effects:
+        if isinstance(effect, actions.RemoveLogs):
+            ids = effect.execution_ids
+            for begin in range(0, len(ids), IDS):
+                yield actions.RemoveLogs(ids[begin : begin + IDS])
+        elif type(effect).__name__ in _ACTIONS:
+            yield effect
 
 
 def decoded(payload: str) -> Notice:
