@@ -177,7 +177,7 @@ class Store:
         self.writer_of: Callable[[], object] = lambda: None
         self.on_commit: Callable[[list[object], float], None] = lambda writers, lasted_s: None
         self.fence: Callable[[sa.Connection], None] = lambda connection: None
-        """Called at the beginning of each of the writer's transactions; raises where this process may change nothing any more."""
+        """Called in each of the writer's transactions before it changes anything; raises where this process may no more."""
         self.announce: Callable[[sa.Connection, list[Transaction]], None] = lambda c, txs: None
         """Called at the end of each: tells the other processes, with its commit, what it did."""
         self.on_failure: Callable[[Exception], None] = lambda error: None
@@ -329,13 +329,14 @@ class Store:
         """What the batch did, once it is committed; or what it had done, where its commit turns out to have come about."""
         connection = self._connected()
         self.database.begin(connection, durable=any(write.durable for write in batch))
-        self.fence(connection)
-        done, self._in_doubt = self._in_doubt, None
-        if done is not None:
-            if self.database.was_committed(connection, self.id, self._number):
+        if (done := self._in_doubt) is not None:
+            was_committed = self.database.was_committed(connection, self.id, self._number)
+            self._in_doubt = None  # not earlier: this connection may be lost too
+            if was_committed:
                 connection.rollback()
                 return done
             batch[:] = [write for write in batch if not write.given_up]
+        self.fence(connection)
         transactions: list[Transaction] = []
         if len(batch) == 1:  # nothing else that a savepoint would have to save
             transactions.append(self._run_alone(connection, batch[0]))

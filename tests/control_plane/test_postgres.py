@@ -17,7 +17,7 @@ from tests.control_plane.bench import Bench, make_bench
 from tests.postgres import PostgresServer, Relay
 
 from multinode import wire
-from multinode.errors import IncompatibleVersion, InvalidRequest, StoreUnreachable
+from multinode.errors import IncompatibleVersion, InvalidRequest, ServerStopping, StoreUnreachable
 from multinode_control_plane import databases, migrations, model, store
 from multinode_control_plane.databases import open_database
 from multinode_control_plane.service import executions
@@ -69,6 +69,59 @@ def test_a_commit_whose_answer_is_lost_is_answered_and_made_once(relay, shared_u
         assert bench.status(invocation_id) == "PENDING"
         assert invocations_of(bench) == 1
         assert len(bench.launched) == 1, "its effects come about once too"
+    finally:
+        bench.close()
+
+
+def test_a_commit_that_is_in_doubt_is_made_once_where_the_next_connection_is_lost_too(
+    relay, shared_url, tmp_path
+):
+    bench = on(through(relay, shared_url), tmp_path)
+    try:
+        bench.deploy()
+        lost: list[bytes] = []
+
+        def lose_two(data: bytes) -> bool:
+            for word in (b"COMMIT", b"SELECT number FROM commits"):
+                if word in data and word not in lost:
+                    lost.append(word)
+                    return False
+            return True
+
+        relay.on_client_bytes = lose_two
+        bench.start()
+        assert len(lost) == 2
+        assert invocations_of(bench) == 1
+        assert len(bench.launched) == 1
+    finally:
+        bench.close()
+
+
+def test_what_was_committed_in_doubt_is_answered_by_one_that_leads_no_more(
+    relay, shared_url, tmp_path
+):
+    bench = on(through(relay, shared_url), tmp_path)
+    try:
+        bench.deploy()
+        deposed = threading.Event()
+
+        def lose_one_answer(data: bytes) -> bool:
+            if b"COMMIT" in data and not deposed.is_set():
+                deposed.set()
+                return False
+            return True
+
+        def fence(_connection: sa.Connection) -> None:
+            if deposed.is_set():
+                raise ServerStopping("another leads")
+
+        bench.store.fence = fence
+        relay.on_client_bytes = lose_one_answer
+        bench.start()  # whoever was told that it was not made would make it again
+        assert deposed.is_set()
+        assert invocations_of(bench) == 1
+        with pytest.raises(ServerStopping):
+            bench.start()
     finally:
         bench.close()
 
