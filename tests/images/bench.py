@@ -192,7 +192,7 @@ def registry_process(folder, users=None, *, allows_removal=False):
     }
     if users:
         passwords = folder / "htpasswd"
-        passwords.write_text("".join(_htpasswd(*user) for user in users.items()))
+        passwords.write_text("".join(htpasswd_line(*user) for user in users.items()))
         config["auth"] = {"htpasswd": {"realm": "test", "path": str(passwords)}}
     path = folder / "config.yml"
     path.write_text(json.dumps(config))  # JSON is YAML
@@ -206,7 +206,8 @@ def registry_process(folder, users=None, *, allows_removal=False):
         process.wait(10)
 
 
-def _htpasswd(user, password):
+def htpasswd_line(user, password):
+    """The line of an htpasswd file."""
     command = shutil.which("htpasswd")
     if command is None:
         missing("htpasswd is not installed (apt-get install apache2-utils)")
