@@ -55,11 +55,12 @@ class Request(Record):
 
 
 class Reply(Record):
-    """What came back; ``version`` is the header ``Multinode-Version``, empty where it is missing."""
+    """What came back; ``version`` is the header ``Multinode-Version``, and both it and ``retry_after`` empty where missing."""
 
     status: int
     content_type: str
     version: str
+    retry_after: str
     body: bytes
 
 
@@ -107,8 +108,8 @@ class Client:
     """Talks to the control plane at ``url`` (``http://host:port`` or ``https://…``) with an API key or a token.
 
     Safe to use from several threads, in several event loops and after a fork. What is lost on the way is asked again for up
-    to ``retry_s`` seconds (connection errors, timeouts, 502, 503, 504 and ``server_stopping``). Raises InputError where
-    ``url`` or ``key`` cannot be right. Proxies of the environment are not used.
+    to ``retry_s`` seconds (connection errors, timeouts, 502, 503, 504 and ``server_stopping``), and so is what came too often
+    (429, but for wrong keys), after ``Retry-After``. Raises InputError where ``url`` or ``key`` cannot be right. Proxies of the environment are not used.
     """
 
     def __init__(self, url: str, key: str, *, retry_s: float = settings.DEFAULT_RETRY_S) -> None:
@@ -212,19 +213,26 @@ class Client:
     def _retried(self, request: Request, retry_s: float) -> Steps[Reply]:
         pause_s, failed_at = FIRST_PAUSE_S, None
         while True:
+            reply: Optional[Reply] = None
+            told_s = 0.0
             try:
-                reply: Reply = yield request
-                if reply.status not in (502, 503, 504):
+                reply = yield request
+                if not _is_worth_asking_again(reply):
                     return reply
+                told_s = _told_pause_s(reply)
                 lost = ConnectionLost(f"it answered {reply.status} {_first_words(reply.body)}")
             except ConnectionLost as error:
                 lost = error
             now = time.monotonic()
             failed_at = now if failed_at is None else failed_at
             left_s = failed_at + retry_s - now
-            if left_s <= 0 or lost.is_hopeless:
+            if left_s <= told_s or lost.is_hopeless:
+                if (
+                    reply is not None and reply.status == 429
+                ):  # which says more than that it is out of reach
+                    return reply
                 raise self._unreachable(lost.reason, now - failed_at) from lost
-            yield Sleep(min(left_s, pause_s * jitter()))
+            yield Sleep(min(left_s, told_s + pause_s * jitter()))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _unreachable(self, reason: str, tried_s: float) -> errors.ControlPlaneUnreachable:
@@ -377,6 +385,7 @@ class Client:
             response.status_code,
             headers.get("content-type", ""),
             headers.get("multinode-version", ""),
+            headers.get("retry-after", ""),
             response.content,
         )
 
@@ -500,6 +509,7 @@ def _exchange(connection: HttpConnection, request: Request, *, is_stream: bool =
         head.status,
         head.headers.get("content-type", ""),
         head.headers.get("multinode-version", ""),
+        head.headers.get("retry-after", ""),
         body,
     )
 
@@ -544,6 +554,18 @@ def _read_error(reply: Reply) -> Optional[errors.MultinodeError]:
         return None
     default = errors.NotLoggedIn if reply.status == 401 else errors.MultinodeError
     return errors.by_code().get(body.code, default)(body.message, body.hint)
+
+
+def _is_worth_asking_again(reply: Reply) -> bool:
+    """Whether the same request may have another answer in a while. A wrong key stays wrong."""
+    if reply.status == 429:
+        return not isinstance(_read_error(reply), errors.TooManyWrongKeys)
+    return reply.status in (502, 503, 504)
+
+
+def _told_pause_s(reply: Reply) -> float:
+    """How long the answer says to wait at least; 0 where it does not say that in seconds."""
+    return float(reply.retry_after) if re.fullmatch(r"\d{1,6}", reply.retry_after) else 0.0
 
 
 def _refused(url: str) -> str:

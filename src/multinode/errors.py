@@ -26,8 +26,9 @@
     │   └── NotEnded                        an invocation that has no result yet
     ├── AccessError
     │   ├── NotLoggedIn                     no credentials, or a key that is wrong or revoked
+    │   │   └── TooManyWrongKeys            a wrong key, after many from the same address
     │   ├── NotAllowed                      a key whose role does not permit this, or a foreign Host
-    │   └── TooManyRequests                 wrong keys from one address, or open requests with one key
+    │   └── TooManyRequests                 too many open requests with one key
     ├── ControlPlaneError
     │   ├── ControlPlaneUnreachable         no answer within MULTINODE_RETRY_SECONDS
     │   ├── UnexpectedAnswer                something that is no Multinode control plane answered
@@ -259,15 +260,27 @@ class NotEnded(Conflict):
 
 
 class AccessError(MultinodeError):
-    """The control plane does not let this caller in."""
+    """The control plane does not let this caller in. ``retry_after_s``: in how many seconds it may, where that is a matter of time."""
 
     code = "access_denied"
+
+    def __init__(
+        self, message: str = "", hint: str = "", *, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, hint)
+        self.retry_after_s = retry_after_s
 
 
 class NotLoggedIn(AccessError):
     """No credentials, or a key that is wrong or revoked."""
 
     code = "not_logged_in"
+
+
+class TooManyWrongKeys(NotLoggedIn):
+    """A wrong key, after too many wrong ones from the same address: the next one is looked at when ``Retry-After`` is over. A valid key is never refused so."""
+
+    code = "too_many_wrong_keys"
 
 
 class NotAllowed(AccessError):
@@ -277,13 +290,9 @@ class NotAllowed(AccessError):
 
 
 class TooManyRequests(AccessError):
-    """Too many wrong keys from one address, or too many open requests with one key; the header ``Retry-After`` says when to ask again."""
+    """Too many requests are open with one key; the header ``Retry-After`` says when to ask again."""
 
     code = "too_many_requests"
-
-    def __init__(self, message: str = "", hint: str = "", *, retry_after_s: float = 1.0) -> None:
-        super().__init__(message, hint)
-        self.retry_after_s = retry_after_s
 
 
 class ControlPlaneError(MultinodeError):
@@ -488,6 +497,7 @@ HTTP_STATUS: dict[str, int] = {
     "access_denied": 403,
     "not_logged_in": 401,
     "not_allowed": 403,
+    "too_many_wrong_keys": 429,
     "too_many_requests": 429,
     "control_plane_error": 500,
     "unreachable": 503,
@@ -546,6 +556,7 @@ EXIT_CODE: dict[str, int] = {
     "access_denied": 4,
     "not_logged_in": 4,
     "not_allowed": 4,
+    "too_many_wrong_keys": 4,
     "too_many_requests": 5,
     "control_plane_error": 1,
     "unreachable": 5,

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from tests.control_plane.told_plane import Plane, serving
 
-from multinode.errors import TooManyRequests
+from multinode.errors import TooManyRequests, TooManyWrongKeys
 from multinode_control_plane import patience
 from multinode_control_plane.api import limits
 from multinode_control_plane.api.calls import Endpoint
@@ -28,10 +28,10 @@ from multinode_control_plane.listening import Serving, bind, known_hosts
 from multinode_control_plane.runners import bundles
 
 
-def note_until_refused(wrong: WrongKeys, address: str, now: float) -> TooManyRequests:
+def note_until_refused(wrong: WrongKeys, address: str, now: float) -> TooManyWrongKeys:
     for _ in range(WRONG_KEYS):
         wrong.note(address, now)
-    with pytest.raises(TooManyRequests) as caught:
+    with pytest.raises(TooManyWrongKeys) as caught:
         wrong.note(address, now + 1)
     return caught.value
 
@@ -76,7 +76,7 @@ def test_wrong_keys_are_told_to_wait_and_a_valid_one_is_answered(tmp_path):
         seen = [httpx.get(url, **asked_with(f"mnk_{n}")) for n in range(WRONG_KEYS + 1)]
         assert {answer.status_code for answer in seen[:-1]} == {401}
         assert seen[-1].status_code == 429
-        assert seen[-1].json()["error"]["code"] == "too_many_requests"
+        assert seen[-1].json()["error"]["code"] == "too_many_wrong_keys"
         assert 0 < int(seen[-1].headers["retry-after"]) <= WRONG_KEYS_S
         assert httpx.get(url, **asked_with(key)).status_code == 200
         assert httpx.get(url, trust_env=False).status_code == 401, "no key is no wrong one"

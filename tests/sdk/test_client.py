@@ -3,6 +3,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections import deque
 from typing import List
 
@@ -81,6 +82,48 @@ def test_a_server_that_is_stopping_is_asked_again(plane, call):
     plane.misbehave(status(503, body, "application/json", Multinode_Version="2.0.0"), OK)
 
     assert call(plane.client(), wire.Empty, "GET", "/v1/x") == wire.Empty()
+
+
+def too_many(code, retry_after):
+    body = wire.dumps({"error": wire.ErrorBody(code, "It is too much.")})
+    headers = {"Multinode_Version": "2.0.0", "Retry_After": retry_after}
+    return status(429, body, "application/json", **headers)
+
+
+@pytest.mark.parametrize("is_told_by_us", [True, False])
+def test_what_came_too_often_is_asked_again_after_retry_after(plane, call, is_told_by_us):
+    busy = too_many("too_many_requests", "1") if is_told_by_us else status(429, Retry_After="1")
+    plane.misbehave(busy, status(503), OK)
+
+    began_at = time.monotonic()
+    assert call(plane.client(), wire.Empty, "GET", "/v1/x") == wire.Empty()
+    assert time.monotonic() - began_at >= 1
+    assert len(plane.requests) == 3
+
+
+@pytest.mark.parametrize("retry_after", ["", "-1", "Wed, 21 Oct 2026 07:28:00 GMT"])
+def test_without_seconds_it_is_asked_again_as_one_that_is_away(plane, call, retry_after):
+    plane.misbehave(too_many("too_many_requests", retry_after), OK)
+
+    assert call(plane.client(), wire.Empty, "GET", "/v1/x") == wire.Empty()
+
+
+def test_nobody_waits_for_longer_than_retry_s_without_a_word(plane, call):
+    plane.misbehave(too_many("too_many_requests", "6"), OK)
+
+    began_at = time.monotonic()
+    with pytest.raises(errors.TooManyRequests, match="too much"):
+        call(plane.client(retry_s=5), wire.Empty, "GET", "/v1/x")
+    assert time.monotonic() - began_at < 3
+    assert len(plane.requests) == 1
+
+
+def test_a_wrong_key_is_not_tried_again(plane, call):
+    plane.misbehave(too_many("too_many_wrong_keys", "1"), OK)
+
+    with pytest.raises(errors.NotLoggedIn, match="too much"):
+        call(plane.client(), wire.Empty, "GET", "/v1/x")
+    assert len(plane.requests) == 1
 
 
 def test_after_retry_s_it_is_unreachable_and_the_message_names_the_url(call):

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from multinode import wire
 from multinode.errors import (
     HTTP_STATUS,
+    AccessError,
     InternalError,
     InvalidRequest,
     MultinodeError,
@@ -25,7 +26,6 @@ from multinode.errors import (
     NotLoggedIn,
     NotReady,
     ProjectNotFound,
-    TooManyRequests,
 )
 from multinode_control_plane.api.forwarding import MARK, Forwarding
 from multinode_control_plane.api.limits import OpenRequests, WrongKeys, body_of
@@ -217,9 +217,10 @@ async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -
         # Its hint names projects that are alike, of all that there are.
         is_limited = caller is not None and caller.within is not None
         return refuse(ProjectNotFound(error.message) if is_limited else error)
-    except TooManyRequests as error:
+    except AccessError as error:
         refused = refuse(error)
-        refused.headers["retry-after"] = str(math.ceil(error.retry_after_s))
+        if error.retry_after_s is not None:
+            refused.headers["retry-after"] = str(math.ceil(error.retry_after_s))
         return refused
     except MultinodeError as error:
         return refuse(error)

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from multinode.errors import RequestTooLarge, TooManyRequests
+from multinode.errors import RequestTooLarge, TooManyRequests, TooManyWrongKeys
 
 log = logging.getLogger("multinode")
 
 WRONG_KEYS = 30
 """That are answered to one address within `WRONG_KEYS_S`."""
 WRONG_KEYS_S = 60.0
+OPEN_REQUESTS_S = 1.0
+"""After which whoever has too many open requests may ask again."""
 ADDRESSES = 10_000
 """Of which wrong keys are counted. The one that was counted first is forgotten for one more."""
 
@@ -36,7 +38,7 @@ class WrongKeys:
     _counted: OrderedDict[str, _Counted] = field(default_factory=OrderedDict)
 
     def note(self, address: str, now: float) -> None:
-        """One more, at ``now`` of a monotonic clock. Raises TooManyRequests past the limit."""
+        """One more, at ``now`` of a monotonic clock. Raises TooManyWrongKeys past the limit."""
         counted = self._counted.get(address)
         if counted is None or now - counted.since >= WRONG_KEYS_S:
             self._counted.pop(address, None)
@@ -50,7 +52,7 @@ class WrongKeys:
             log.warning("over %d wrong keys from %s in a minute", self.limit, address)
         left_s = counted.since + WRONG_KEYS_S - now
         message = f"Over {self.limit} wrong API keys came from {address} within a minute."
-        raise TooManyRequests(
+        raise TooManyWrongKeys(
             message,
             "Correct the key (`multinode login`, or MULTINODE_API_KEY). A valid one is answered at once.",
             retry_after_s=left_s,
@@ -71,6 +73,7 @@ class OpenRequests:
             raise TooManyRequests(
                 message,
                 "Ask again when some are answered; --max-open-requests of the server is the limit.",
+                retry_after_s=OPEN_REQUESTS_S,
             )
         self._open[name] += 1
 

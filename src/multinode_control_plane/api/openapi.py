@@ -21,6 +21,7 @@ from multinode.errors import (
     ServerStopping,
     StorageFull,
     TooManyRequests,
+    TooManyWrongKeys,
 )
 from multinode.records import Record
 from multinode_control_plane import __version__
@@ -181,7 +182,7 @@ def _of_annotation(hint: Any) -> Schema:
 
 def failures(item: Endpoint) -> tuple[type[MultinodeError], ...]:
     """Every error that the endpoint may answer."""
-    keys = () if item.public else (NotLoggedIn, NotAllowed, TooManyRequests)
+    keys = () if item.public else (NotLoggedIn, NotAllowed, TooManyRequests, TooManyWrongKeys)
     sizes = () if item.body is None else (RequestTooLarge,)
     return (*keys, *item.errors, *sizes, *ALWAYS)
 
