@@ -1,7 +1,7 @@
 """The store: one writer, grouped commits, and the waking of those who wait.
 
 Every change of state is a plain function ``job(tx)`` that runs in the writer's transaction. The writer takes all jobs
-that wait, runs each in a savepoint, lets the scheduler tick in the same transaction where one asked for it, commits
+that wait, runs each in a savepoint (those of a kind in one, where they can be done together), lets the scheduler tick in the same transaction where one asked for it, commits
 once, and only then answers, fires events and hands out effects: an answer never precedes its fsync.
 
 Where the connection is lost (`databases` says when), the batch is tried again on a new one; one whose commit may or may not have
@@ -19,7 +19,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ from multinode_control_plane.databases import Database, open_database, unreachab
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 MAX_BATCH = 256
 READERS = 4
 PATIENCE_S = 0.05
@@ -68,6 +69,19 @@ class Transaction:
     def after_commit(self, effect: object) -> None:
         """Hands ``effect`` (one of the scheduler's actions) to it after the commit."""
         self.effects.append(effect)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a job does to ``item``, which ``do_all(tx, items)`` does to several of its ``kind`` at once."""
+
+    kind: Hashable
+    item: object
+    do_all: Callable[[Transaction, list[Any]], list[Any]]
+
+    def __call__(self, tx: Transaction) -> Any:
+        (result,) = self.do_all(tx, [self.item])
+        return result
 
 
 @dataclass
@@ -223,6 +237,15 @@ class Store:
             loop.call_later(PATIENCE_S, self._put_later)
         return await answer
 
+    async def write_with_others(
+        self, kind: Hashable, item: Item, do_all: Callable[[Transaction, list[Item]], list[T]]
+    ) -> T:
+        """As ``write(lambda tx: do_all(tx, [item])[0])``, but in one call with the others of the same ``kind`` that wait.
+
+        ``do_all`` gives a result for each item, in their order. Where it raises for several, it is called for each alone.
+        """
+        return await self.write(_Part(kind, item, do_all))
+
     def _put_later(self) -> None:
         """Puts what waited long enough for a commit to go along with; one that was taken along left its place to another."""
         with suppress(IndexError, ServerStopping):
@@ -341,8 +364,8 @@ class Store:
         if len(batch) == 1:  # nothing else that a savepoint would have to save
             transactions.append(self._run_alone(connection, batch[0]))
         else:
-            for write in batch:
-                self._run_job(connection, write, transactions)
+            for together in _by_kind(batch):
+                self._run_jobs(connection, together, transactions)
         if any(tx.woken for tx in transactions):
             transactions.append(self._run_tick(connection))
         self.announce(connection, transactions)
@@ -406,24 +429,34 @@ class Store:
         write.result = write.job(tx)
         return tx
 
-    def _run_job(
-        self, connection: sa.Connection, write: _Write[Any], transactions: list[Transaction]
+    def _run_jobs(
+        self,
+        connection: sa.Connection,
+        writes: list[_Write[Any]],
+        transactions: list[Transaction],
     ) -> None:
+        """Runs what can be done together in one savepoint; each in one of its own, where it fails so."""
         tx = Transaction(connection, time.time())
         connection.exec_driver_sql("SAVEPOINT job")
-        write.error = None  # of an attempt before
         try:
-            write.result = write.job(tx)
+            results = _results(tx, writes)
         except sa.exc.OperationalError:
             raise
         except Exception as error:  # noqa: BLE001, RUF100 - belongs to the caller of this job alone
             if self.database.is_away(error):
                 raise
             connection.exec_driver_sql("ROLLBACK TO job")
-            write.error = self.database.translated(error)
-        else:
-            transactions.append(tx)
+            connection.exec_driver_sql("RELEASE job")
+            if len(writes) == 1:
+                writes[0].error = self.database.translated(error)
+                return
+            for write in writes:
+                self._run_jobs(connection, [write], transactions)
+            return
         connection.exec_driver_sql("RELEASE job")
+        for write, result in zip(writes, results, strict=True):
+            write.result, write.error = result, None  # of an attempt before
+        transactions.append(tx)
 
     def _run_tick(self, connection: sa.Connection) -> Transaction:
         tx = Transaction(connection, time.time())
@@ -456,6 +489,21 @@ class Store:
         self.changes.fire(events)
         for write in told:
             write.answer()
+
+
+def _by_kind(batch: list[_Write[Any]]) -> list[list[_Write[Any]]]:
+    """What is done in one go, where its first one stands: nobody was answered yet, so that any order will do."""
+    groups: dict[Hashable, list[_Write[Any]]] = {}
+    for write in batch:
+        key = write.job.kind if isinstance(write.job, _Part) else id(write)
+        groups.setdefault(key, []).append(write)
+    return list(groups.values())
+
+
+def _results(tx: Transaction, writes: list[_Write[Any]]) -> list[Any]:
+    if parts := [write.job for write in writes if isinstance(write.job, _Part)]:
+        return parts[0].do_all(tx, [part.item for part in parts])
+    return [write.job(tx) for write in writes]
 
 
 def _pauses() -> Iterator[float]:

@@ -99,7 +99,7 @@ def test_it_comes_in_pages_and_since(tmp_path: Path) -> None:
         caller = Caller("ada", "admin")
         for number in range(audit.PAGE + 5):
             act = Act("invoke", f"inv-{number}")
-            await plane.store.write(lambda tx, act=act: audit.note(tx, caller, act))
+            await plane.store.write(lambda tx, act=act: audit.note(tx, (caller, act)))
 
         async def page(**options: Any) -> wire.AuditLog:
             asked = {"since": None, "project": None, "offset": None, **options}

@@ -9,9 +9,10 @@ import pytest
 import sqlalchemy as sa
 from tests.control_plane.bench import Bench
 
+from multinode import wire
 from multinode.errors import FunctionNotFound, StorageFull
 from multinode_control_plane import model
-from multinode_control_plane.service import invocations
+from multinode_control_plane.service import invocations, statements
 
 
 def test_a_job_that_raises_changes_nothing(bench: Bench) -> None:
@@ -102,3 +103,78 @@ def test_cancelling_all_of_an_unknown_function_says_so(bench: Bench) -> None:
     with pytest.raises(FunctionNotFound, match="grete") as caught:
         bench.do(invocations.cancel_all, "shop", "grete")
     assert "greet" in caught.value.hint
+
+
+class Together:
+    """Writes that wait for the writer at the same time, each of them with the others of its kind."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.calls: list[list[str]] = []
+
+    def do_all(self, tx, items: list[str]) -> list[str]:
+        self.calls.append(items)
+        if "bad" in items:
+            message = "bad"
+            raise ValueError(message)
+        return [item.upper() for item in items]
+
+    def write(self, *items: str, kind: str = "kind") -> list[object]:
+        async def work() -> list[object]:
+            begun, going = threading.Event(), threading.Event()
+            self.bench.store.submit(lambda tx: (begun.set(), going.wait(10)))
+            assert begun.wait(10)
+            store = self.bench.store
+            waiting = [
+                asyncio.create_task(store.write_with_others(kind or object(), item, self.do_all))
+                for item in items
+            ]
+            await asyncio.sleep(0)  # until each has begun
+            going.set()
+            return await asyncio.gather(*waiting, return_exceptions=True)
+
+        return self.bench.run_on_loop(work())
+
+
+def test_what_is_of_a_kind_is_done_together(bench: Bench) -> None:
+    together = Together(bench)
+    assert together.write("a", "b", "c") == ["A", "B", "C"]
+    assert together.calls == [["a", "b", "c"]]
+
+
+def test_what_is_of_no_kind_is_done_alone(bench: Bench) -> None:
+    together = Together(bench)
+    assert together.write("a", "b", kind="") == ["A", "B"]
+    assert together.calls == [["a"], ["b"]]
+
+
+def test_one_that_fails_among_others_fails_alone(bench: Bench) -> None:
+    together = Together(bench)
+    one, bad, two = together.write("a", "bad", "b")
+    assert (one, two) == ("A", "B")
+    assert isinstance(bad, ValueError)
+    assert together.calls[1:] == [["a"], ["bad"], ["b"]]
+
+
+def test_starts_of_a_function_at_once_are_as_they_are_one_by_one(bench: Bench) -> None:
+    bench.deploy()
+
+    def begun(text: str, key: str, delay_s: float = 0.0) -> invocations.Start:
+        return invocations.Start(wire.StartRequest([text], request_key=key, delay_s=delay_s))
+
+    before = bench.start(request_key="before")
+    starts = [
+        begun("[[1],{}]", "one"),
+        begun("[[],{}]", "before"),
+        begun("[[2],{}]", "two", delay_s=3600.0),
+        begun("[[1],{}]", "one"),
+    ]
+    answers = bench.do(invocations.start_all, bench.context.catalog, "shop", "f", starts)
+    one, known, two, again = [answer.invocation_ids[0] for answer in answers]
+    assert known == before
+    assert again == one
+    assert len({before, one, two}) == 3
+    assert bench.info(two).pending_reason.startswith("delayed until")
+    assert bench.info(one).created_at <= bench.info(two).created_at
+    ready = bench.look(statements.one, model.queues, project="shop", function="f")
+    assert ready.ready + ready.workers == 2

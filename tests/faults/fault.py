@@ -19,7 +19,7 @@ from multinode_control_plane import server, store
 from multinode_control_plane.service import deployments, executions, invocations, rows
 
 USE_CASES: dict[str, tuple[Any, str]] = {
-    "start": (invocations, "start"),
+    "start": (invocations, "start_all"),
     "worker accepted": (executions, "worker_accepted"),
     "worker exchanges its code": (executions, "exchange"),
     "values": (executions, "_store_values"),

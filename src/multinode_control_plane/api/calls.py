@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # nothing of OpenTelemetry is imported where no endpoint is s
     from multinode_control_plane.telemetry.tracing import Tracing
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
@@ -118,10 +119,29 @@ class Call:
             result = job(tx)
             act = told(result)
             if act is not None:
-                audit.note(tx, self.caller, act)
+                audit.note(tx, (self.caller, act))
             return result
 
         return await self.plane.store.write(both)
+
+    async def act_with_others(
+        self,
+        kind: Hashable,
+        item: Item,
+        do_all: Callable[[Transaction, list[Item]], list[T]],
+        told: Callable[[T], Act | None],
+    ) -> T:
+        """As `act`, through ``store.write_with_others``."""
+
+        def both(tx: Transaction, asked: list[tuple[Caller, Item]]) -> list[T]:
+            results = do_all(tx, [each for _, each in asked])
+            acts = [
+                (caller, told(result)) for (caller, _), result in zip(asked, results, strict=True)
+            ]
+            audit.note(tx, *((caller, act) for caller, act in acts if act is not None))
+            return results
+
+        return await self.plane.store.write_with_others(kind, (self.caller, item), both)
 
     def path(self, name: str) -> str:
         """A part of the path. Raises InvalidRequest where it holds what no name holds."""

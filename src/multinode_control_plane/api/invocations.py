@@ -23,10 +23,12 @@ MAX_WAITED_FOR = 10_000
 async def start(call: Call) -> wire.StartAnswer:
     """Starts invocations of a function: all of the inputs, in their order, or none."""
     project, function = call.path("project"), call.path("function")
-    request = plain.with_inputs(call.body)
-    catalog, trace = call.plane.context.catalog, asked.trace()
-    return await call.act(
-        lambda tx: cases.start(tx, catalog, project, function, request, traceparent=trace),
+    begun = cases.Start(plain.with_inputs(call.body), asked.trace())
+    catalog = call.plane.context.catalog
+    return await call.act_with_others(
+        ("start", project, function) if begun.may_join else object(),
+        begun,
+        lambda tx, starts: cases.start_all(tx, catalog, project, function, starts),
         lambda made: _started("invoke", made, project),
     )
 

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from multinode import wire
 from multinode_control_plane import model
 from multinode_control_plane.model import audit
+from multinode_control_plane.service import statements
 from multinode_control_plane.service.access import Caller
 from multinode_control_plane.store import Transaction
 
@@ -25,21 +26,23 @@ class Act:
     count: int = 1
 
 
-def note(tx: Transaction, caller: Caller, act: Act) -> None:
-    """Adds a line. What workers do is not noted: somebody has invoked the function that they run."""
-    if caller.worker is not None:
-        return
-    tx.connection.execute(
-        sa.insert(audit).values(
-            at=tx.now,
-            key_name=caller.name,
-            role=caller.role,
-            action=act.action,
-            project=act.project,
-            target=act.target,
-            count=act.count,
-        )
-    )
+def note(tx: Transaction, *acts: tuple[Caller, Act]) -> None:
+    """Adds a line for each. What workers do is not noted: somebody has invoked the function that they run."""
+    lines = [
+        {
+            "at": tx.now,
+            "key_name": caller.name,
+            "role": caller.role,
+            "action": act.action,
+            "project": act.project,
+            "target": act.target,
+            "count": act.count,
+        }
+        for caller, act in acts
+        if caller.worker is None
+    ]
+    if lines:
+        statements.insert(tx.connection, audit, *lines)
 
 
 def page(

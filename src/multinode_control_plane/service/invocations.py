@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -38,6 +39,19 @@ VALUES_PAGE = 1_000
 VALUES_PAGE_BYTES = 4 * 1024 * 1024
 
 
+@dataclass(frozen=True)
+class Start:
+    """What one request asks for. ``traceparent`` is a valid one."""
+
+    request: wire.StartRequest
+    traceparent: str | None = None
+
+    @property
+    def may_join(self) -> bool:
+        """Whether it can be done in one go with others of its function: none of them has to see what another did."""
+        return self.request.idempotency_key is None and self.request.parent_id is None
+
+
 def start(
     tx: Transaction,
     catalog: Catalog,
@@ -48,55 +62,91 @@ def start(
     traceparent: str | None = None,
 ) -> wire.StartAnswer:
     """Creates the invocations, all or none. The same request again gets the same ids. ``traceparent`` is a valid one."""
-    _check_start(request)
+    (answer,) = start_all(tx, catalog, project, function, [Start(request, traceparent)])
+    return answer
+
+
+def start_all(
+    tx: Transaction, catalog: Catalog, project: str, function: str, starts: Sequence[Start]
+) -> list[wire.StartAnswer]:
+    """As `start` for each, in as many statements as for one: several only where each of them `may_join`.
+
+    What is wrong with one of them is raised, and then nothing was created for any.
+    """
+    for begun in starts:
+        _check_start(begun.request)
     project_row = rows.live_project(tx.connection, project)
-    version_id = project_row.latest_version_id
-    if request.version_id is not None:
-        version_id = rows.version(tx.connection, project_row, request.version_id).version_id
-    described = catalog.version(tx.connection, version_id).function(function)
-    known = _started_before(tx, project, function, request)
-    if known is not None:
-        return known
-    parent_cancelled = _parent_is_cancelled(tx, project, request.parent_id)
-    queue_timeout_s = described.settings.queue_timeout_s
+    known = _started_before(tx, project, [begun.request for begun in starts])
+    answers: list[wire.StartAnswer] = []
+    made: list[dict[str, Any]] = []
+    for begun in starts:
+        key, version_id = begun.request.request_key, project_row.latest_version_id
+        if begun.request.version_id is not None:
+            version_id = rows.version(
+                tx.connection, project_row, begun.request.version_id
+            ).version_id
+        described = catalog.version(tx.connection, version_id).function(function)
+        answer = known.get(key) if key else None
+        if answer is None:
+            answer = _started_by_idempotency_key(tx, project, function, begun.request)
+        if answer is None:
+            own = _columns(tx, project, version_id, described, begun)
+            made += own
+            answer = wire.StartAnswer([columns["invocation_id"] for columns in own])
+        if key:
+            known[key] = answer
+        answers.append(answer)
+    if made:
+        _create(tx, project, function, made)
+    return answers
+
+
+def _columns(
+    tx: Transaction,
+    project: str,
+    version_id: str,
+    described: wire.FunctionDescription,
+    begun: Start,
+) -> list[dict[str, Any]]:
+    """A row for each input."""
+    request, queue_timeout_s = begun.request, described.settings.queue_timeout_s
+    is_delayed = request.delay_s > 0
+    due_at = tx.now + max(request.delay_s, 0.0)
     common = {
         "project": project,
-        "function": function,
+        "function": described.name,
         "version_id": version_id,
         "status": wire.PENDING,
-        "waiting": model.DELAYED if request.delay_s > 0 else model.READY,
-        "due_at": tx.now + request.delay_s if request.delay_s > 0 else None,
-        "queued_at": None if request.delay_s > 0 else tx.now,
-        "queue_deadline_at": (
-            None if queue_timeout_s is None else tx.now + request.delay_s + queue_timeout_s
-        ),
+        "waiting": model.DELAYED if is_delayed else model.READY,
+        "due_at": due_at if is_delayed else None,
+        "queued_at": None if is_delayed else tx.now,
+        "queue_deadline_at": None if queue_timeout_s is None else due_at + queue_timeout_s,
         "parent_id": request.parent_id,
         "request_key": request.request_key or None,
         "idempotency_key": request.idempotency_key,
-        "traceparent": traceparent,
+        "traceparent": begun.traceparent,
         "created_at": tx.now,
     }
-    ids = [model.new_id("inv") for _ in request.inputs]
-    statements.insert(
-        tx.connection,
-        invocations,
-        *(
-            {**common, "invocation_id": i, "input": text}
-            for i, text in zip(ids, request.inputs, strict=True)
-        ),
-    )
-    if request.delay_s > 0:
-        tx.after_commit(SetTimer(tx.now + request.delay_s))
-    else:
-        rows.count(tx, project, function, ready=len(ids))
-    if queue_timeout_s is not None:
-        tx.after_commit(SetTimer(tx.now + request.delay_s + queue_timeout_s))
-    if parent_cancelled:
-        cancel(tx, ids)
+    return [
+        {**common, "invocation_id": model.new_id("inv"), "input": text} for text in request.inputs
+    ]
+
+
+def _create(tx: Transaction, project: str, function: str, made: list[dict[str, Any]]) -> None:
+    """Inserts the rows, and sees to what follows."""
+    parents = {columns["parent_id"] for columns in made}
+    are_cancelled = any(_is_cancelled(tx, project, parent) for parent in parents)
+    statements.insert(tx.connection, invocations, *made)
+    timers = [at for columns in made for at in (columns["due_at"], columns["queue_deadline_at"])]
+    if times := [at for at in timers if at is not None]:
+        tx.after_commit(SetTimer(min(times)))
+    if ready := sum(columns["waiting"] == model.READY for columns in made):
+        rows.count(tx, project, function, ready=ready)
+    if are_cancelled:
+        cancel(tx, [columns["invocation_id"] for columns in made])
     tx.changed(f"project:{project}")
-    tx.after_commit(InvocationsStarted(project, len(ids)))
+    tx.after_commit(InvocationsStarted(project, len(made)))
     tx.wake()
-    return wire.StartAnswer(ids)
 
 
 def _check_start(request: wire.StartRequest) -> None:
@@ -116,10 +166,10 @@ def _check_start(request: wire.StartRequest) -> None:
             raise FunctionInputSizeLimitExceeded(message, hint)
 
 
-_SAME_REQUEST = (
-    sa.select(invocations.c.invocation_id)
+_SAME_REQUESTS = (
+    sa.select(invocations.c.request_key, invocations.c.invocation_id)
     .where(
-        invocations.c.request_key == sa.bindparam("key"),
+        invocations.c.request_key.in_(sa.bindparam("keys", expanding=True)),
         invocations.c.project == sa.bindparam("project"),
     )
     .order_by(invocations.c.seq)
@@ -127,12 +177,20 @@ _SAME_REQUEST = (
 
 
 def _started_before(
+    tx: Transaction, project: str, requests: Sequence[wire.StartRequest]
+) -> dict[str, wire.StartAnswer]:
+    """What was answered to these requests when they came before, by their keys."""
+    known: dict[str, wire.StartAnswer] = {}
+    if keys := [request.request_key for request in requests if request.request_key]:
+        same = {"keys": keys, "project": project}
+        for key, invocation_id in tx.connection.execute(_SAME_REQUESTS, same):
+            known.setdefault(key, wire.StartAnswer([])).invocation_ids.append(invocation_id)
+    return known
+
+
+def _started_by_idempotency_key(
     tx: Transaction, project: str, function: str, request: wire.StartRequest
 ) -> wire.StartAnswer | None:
-    if request.request_key:
-        same = {"key": request.request_key, "project": project}
-        if ids := list(tx.connection.execute(_SAME_REQUEST, same).scalars()):
-            return wire.StartAnswer(ids)
     if request.idempotency_key is None:
         return None
     row = tx.connection.execute(
@@ -156,7 +214,7 @@ def _started_before(
     return wire.StartAnswer([row.invocation_id], created=False)
 
 
-def _parent_is_cancelled(tx: Transaction, project: str, parent_id: str | None) -> bool:
+def _is_cancelled(tx: Transaction, project: str, parent_id: str | None) -> bool:
     if parent_id is None:
         return False
     parent = rows.invocation(tx.connection, parent_id, within=project)
