@@ -1,4 +1,4 @@
-"""The first key: ``admin``, in a file that only this user can read, or as a file that somebody else has written says."""
+"""The first key: ``admin``, in a file that only this user can read, or as somebody else says, in a file or a variable."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from multinode_control_plane.store import Store
 FILE = "admin.key"
 
 
-async def ensure(store: Store, data_dir: Path, named: Path | None) -> None:
+async def ensure(
+    store: Store, data_dir: Path, named: Path | None, given: str | None = None
+) -> None:
     """Sees to it that there is an admin key.
 
-    Without ``named`` one is made where there has never been one, and written to ``admin.key`` in the data folder, before
-    the store knows of it: a start that is killed between the two is continued by the next. The key in ``named`` replaces
-    the one of last time. One that was revoked stays so.
+    Without ``named`` and ``given`` one is made where there has never been one, and written to ``admin.key`` in the data folder,
+    before the store knows of it: a start that is killed between the two is continued by the next. The key in the file ``named``,
+    or the key ``given``, replaces the one of last time. One that was revoked stays so. Raises InputError for what is no good key,
+    and where both are there.
     """
-    if named is not None:
-        secret = read(named)
+    if named is not None or given is not None:
+        secret = _told(named, given)
         await store.write(lambda tx: access.take_admin_key(tx, secret))
         return
     if await store.read(access.has_admin_key):
@@ -36,6 +39,15 @@ async def ensure(store: Store, data_dir: Path, named: Path | None) -> None:
         path.unlink(missing_ok=True)
 
 
+def _told(named: Path | None, given: str | None) -> str:
+    if named is not None and given is not None:
+        message = "The admin key is in MULTINODE_ADMIN_KEY and in the file of --admin-key-file."
+        raise InputError(message, "Leave one of them out.")
+    if named is not None:
+        return read(named)
+    return _checked(given or "", "MULTINODE_ADMIN_KEY")
+
+
 def read(path: Path) -> str:
     """The key in a file. Raises InputError where it cannot be read, others can read it too, or it is no good key."""
     try:
@@ -48,7 +60,11 @@ def read(path: Path) -> str:
     if mode & 0o077:
         message = f"The admin key's file {path} can be read by others (mode {mode & 0o777:04o})."
         raise InputError(message, f"Run: chmod 600 {path}")
+    return _checked(text, f"The admin key's file {path}")
+
+
+def _checked(text: str, place: str) -> str:
     if not re.fullmatch(r"[!-~]{32,200}", text):
-        message = f"The admin key's file {path} holds no key."
+        message = f"{place} holds no key."
         raise InputError(message, "Write 32 to 200 random letters and digits into it, in one line.")
     return text

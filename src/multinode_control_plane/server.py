@@ -180,7 +180,7 @@ async def _serve_store(
     choice = await choose(settings, os.environ, kept)
     runner, settings = choice.runner, choice.settings
     await _ensure_local_key(store, local, _local_key_name(store, settings))
-    await admin_key.ensure(store, settings.data_dir, settings.admin_key_file)
+    await admin_key.ensure(store, settings.data_dir, settings.admin_key_file, settings.admin_key)
     listener = listen(settings, local.port)
     port = listener.getsockname()[1]
     url = own_url(settings, port)

@@ -63,6 +63,8 @@ class Settings:
     """Networks (CIDR) of the proxies whose X-Forwarded headers are believed."""
     admin_key_file: Path | None = None
     """Holds the key ``admin``; without it one is made in the data folder."""
+    admin_key: str | None = field(default=None, repr=False)
+    """The key ``admin`` itself, where a variable has it instead of a file."""
     secret_key_from: str | None = None
     """Where the keys of `.env` values are (see `secret_keys`); without it, ``secret.key`` in the data folder."""
     grace_s: float = 120.0
@@ -99,7 +101,7 @@ class Settings:
         given = {
             _OPTIONS.get(name, name): str(value) if isinstance(value, Path) else value
             for name, value in asdict(self).items()
-            if name not in ("asked_capacity", "registry_key", "traces")
+            if name not in ("asked_capacity", "registry_key", "admin_key", "traces")
         }
         return {**given, "database": without_password(self.database)}
 
@@ -235,6 +237,7 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         tls_key=_file(given("tls_key")),
         trusted_proxies=_networks(given("trusted_proxies")),
         admin_key_file=_file(given("admin_key_file")),
+        admin_key=environ.get("MULTINODE_ADMIN_KEY") or None,
         secret_key_from=_secret_key_from(given("secret_key_from")),
         traces=_has_traces(environ),
         log_format=_log_format(given("log_format")),

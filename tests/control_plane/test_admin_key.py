@@ -12,6 +12,7 @@ from multinode import wire
 from multinode.errors import Conflict, InputError
 from multinode_control_plane import admin_key
 from multinode_control_plane.service import access
+from multinode_control_plane.settings import parser, resolve
 
 FIRST, SECOND = "a" * 32, "b" * 40
 
@@ -89,6 +90,28 @@ def test_a_file_that_is_named_says_the_key_and_changes_it(tmp_path: Path) -> Non
         assert not (tmp_path / "admin.key").exists()
 
     on_plane(tmp_path, test)
+
+
+def test_a_variable_says_the_key_and_changes_it(tmp_path: Path) -> None:
+    async def test(plane: Plane) -> None:
+        for secret in (FIRST, SECOND):
+            await admin_key.ensure(plane.store, tmp_path, None, secret)
+        assert [await role_of(plane, each) for each in (FIRST, SECOND)] == [None, "admin"]
+        assert not (tmp_path / "admin.key").exists()
+        with pytest.raises(InputError, match="MULTINODE_ADMIN_KEY holds no key") as caught:
+            await admin_key.ensure(plane.store, tmp_path, None, "short, and secret")
+        assert "secret" not in str(caught.value)
+        with pytest.raises(InputError, match="Leave one of them out"):
+            await admin_key.ensure(plane.store, tmp_path, key_file(tmp_path, FIRST), SECOND)
+        assert await role_of(plane, SECOND) == "admin"
+
+    on_plane(tmp_path, test)
+
+
+def test_the_variable_is_neither_shown_nor_handed_on() -> None:
+    settings = resolve(parser().parse_args([]), {"MULTINODE_ADMIN_KEY": FIRST})
+    assert settings.admin_key == FIRST
+    assert FIRST not in f"{settings} {settings.options()}"
 
 
 def test_the_key_of_another_name_is_not_taken(tmp_path: Path) -> None:
