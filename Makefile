@@ -1,6 +1,8 @@
 # `make demo` and `make test` are all that a clean clone needs; both set up .venv first.
 PYTHON ?= python3
 RUNNER ?= process
+# Tests wait more than they compute: one more at a time than there are processors.
+TESTS_AT_ONCE ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 BIN := .venv/bin
 
 .PHONY: demo test soak lint format bench clean
@@ -19,7 +21,7 @@ demo: .venv/ready
 	@$(BIN)/python examples/demo.py --runner $(RUNNER)
 
 test: .venv/ready
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist worksteal $(ARGS)
 
 soak: .venv/ready
 	@$(BIN)/python -m pytest tests/soak -m soak -s $(ARGS)

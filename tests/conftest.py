@@ -23,7 +23,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--update-snapshots",
         action="store_true",
-        help="write tests/snapshots/messages.txt instead of comparing with it (not with -n)",
+        help="write tests/snapshots/messages.txt instead of comparing with it (with -n 0)",
     )
     parser.addoption(
         "--database",
@@ -31,6 +31,13 @@ def pytest_addoption(parser):
         default="sqlite",
         help="where the control planes of tests/acceptance and tests/faults keep their state",
     )
+
+
+def pytest_configure(config):
+    """One process writes the snapshots, or each would write what it has run alone."""
+    if config.getoption("--update-snapshots") and config.getoption("numprocesses", default=None):
+        message = "--update-snapshots goes with -n 0"
+        raise pytest.UsageError(message)
 
 
 @pytest.fixture(scope="session")
