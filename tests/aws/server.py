@@ -17,7 +17,9 @@ from typing import Any, Callable
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from tests.aws.calls import AwsError, Moto, read_call
 from tests.aws.ecr import Ecr
+from tests.aws.fargate import Fargate
 from tests.aws.gate import Gate, Hang
+from tests.aws.task_life import Lives
 from werkzeug.serving import make_server
 
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 500: "Internal Server Error"}
@@ -32,7 +34,22 @@ class Server:
         self.gate = Gate()
         self.ecr = Ecr(moto, known["registry"], known["password"])
         self._moto = moto
-        self._services: dict[str, Callable[..., dict[str, Any]]] = {"ecr": self.ecr.handle}
+        self.lives: Lives | None = None
+        self.fargate = Fargate(moto, lambda task: self._lives().live(task))
+        self._mark = known["mark"]
+        self._services: dict[str, Callable[..., dict[str, Any]]] = {
+            "ecr": self.ecr.handle,
+            "ecs": self.fargate.handle,
+        }
+
+    def _lives(self) -> Lives:
+        """Not before the first task: ECR alone needs no engine."""
+        if self.lives is None:
+            self.lives = Lives(self._moto, self._mark, self._login)
+        return self.lives
+
+    def _login(self) -> dict[str, str]:
+        return {"username": "AWS", "password": self.ecr.password}
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         content = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -72,9 +89,27 @@ class Server:
             self.gate.seen.clear()
         elif what == "password":
             self.ecr.password = body["password"]
+        elif what == "next-task":
+            self.fargate.orders.append(body)
+        elif what == "interrupt":
+            self._interrupt(body["task"])
+        elif what == "forget-tasks":
+            self.fargate.forget()
+        elif what == "set":
+            for name, value in body.items():
+                setattr(self.fargate if name == "hidden_s" else self._lives(), name, value)
         else:
             raise AwsError("NotFound", what, 404)
         return {}
+
+    def _interrupt(self, arn: str) -> None:
+        for task in self.fargate.tasks():
+            if task.arn == arn:
+                task.stop("SpotInterruption", "Your Spot Task was interrupted.")
+
+    def close(self) -> None:
+        if self.lives is not None:
+            self.lives.clear()
 
 
 def _answer(start_response: Callable[..., Any], status: int, body: Any) -> list[bytes]:
@@ -93,7 +128,10 @@ def main() -> None:
     server = Server(json.loads(sys.stdin.readline()))
     listening = make_server("127.0.0.1", 0, server, threaded=True)
     print(json.dumps({"url": f"http://127.0.0.1:{listening.server_port}"}), flush=True)
-    listening.serve_forever()
+    try:
+        listening.serve_forever()
+    finally:
+        server.close()
 
 
 if __name__ == "__main__":

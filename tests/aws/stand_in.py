@@ -1,4 +1,4 @@
-"""The tests' own stand-in for AWS: moto in a process of its own, where ECR has a registry behind it.
+"""The tests' own stand-in for AWS: moto in a process of its own, where ECR has a registry behind it, and ECS runs containers.
 
     with StandIn(folder) as aws:
         aws.client("ecr").create_repository(repositoryName="multinode")
@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tests.aws.calls import REGION
+from tests.aws.calls import ACCOUNT, REGION
 from tests.images.bench import htpasswd_line, registry_process
 from tests.images.immutable_registry import immutable
 
@@ -37,6 +37,8 @@ class StandIn:
         self._stack = ExitStack()
         self.url = ""
         self.registry = ""
+        self.mark = secrets.token_hex(6)
+        """In the label ``multinode.stand-in`` of all containers."""
 
     def __enter__(self) -> StandIn:
         with ExitStack() as stack:
@@ -49,7 +51,7 @@ class StandIn:
             )
             if self._keeps_tags:
                 self.registry = stack.enter_context(immutable(self.registry))
-            self._start(stack, {"registry": self.registry, "password": password})
+            self._start(stack, {"registry": self.registry, "password": password, "mark": self.mark})
             self._stack = stack.pop_all()
         return self
 
@@ -101,9 +103,44 @@ class StandIn:
         """From now on the next calls of ``operation`` (``*``: of any) are spoilt: see ``gate``."""
         self.tell("fault", operation=operation, kind=kind, **details)
 
+    def no_faults(self) -> None:
+        """Takes back what was not met yet."""
+        self.tell("no-faults")
+
     def calls(self, operation: str) -> list[dict[str, Any]]:
         """The bodies of all calls of this operation, in order, refused ones too."""
         return [item["body"] for item in self.tell("calls", operation=operation)]
+
+    def next_task(self, **orders: Any) -> None:
+        """How the next task that is run will fare: ``cold_start_s``, ``stopped_reason`` (it fails to start), ``no_containers``."""
+        self.tell("next-task", **orders)
+
+    def set(self, **values: Any) -> None:
+        """Of all tasks: ``cold_start_s``, ``hidden_s`` (new ones are MISSING so long), ``log_delay_s``, ``deprovision_s``,
+        ``shared_folder`` (of this machine, seen by all containers)."""
+        self.tell("set", **values)
+
+    def interrupt(self, arn: str) -> None:
+        """Takes a task's capacity away, as Fargate Spot does."""
+        self.tell("interrupt", task=arn)
+
+    def forget_stopped_tasks(self) -> None:
+        """As ECS does, an hour after they stopped."""
+        self.tell("forget-tasks")
+
+    def make_cluster(self) -> dict[str, str]:
+        """What Terraform would make: cluster, log group, roles by name, the ids of a subnet and a security group."""
+        self.client("ecs").create_cluster(clusterName="multinode")
+        self.client("logs").create_log_group(logGroupName="/multinode/workers")
+        role = f"arn:aws:iam::{ACCOUNT}:role"
+        return {
+            "cluster": "multinode",
+            "log_group": "/multinode/workers",
+            "execution_role": f"{role}/execution",
+            "task_role": f"{role}/task",
+            "subnets": "subnet-0a1b2c3d",
+            "security_groups": "sg-0a1b2c3d",
+        }
 
     def expire_tokens(self) -> None:
         """ECR's tokens so far are void from now on."""

@@ -1,6 +1,5 @@
 """The stand-in's ECR, and what can be spoilt of any API: as AWS's documentation has it."""
 
-import base64
 import io
 import secrets
 
@@ -9,24 +8,11 @@ import botocore.exceptions
 import docker
 import pytest
 from botocore.config import Config
+from tests.aws.calls import AwsError, Call
+from tests.aws.gate import Gate
 from tests.aws.stand_in import StandIn
-from tests.hand_made_image import needs_engine
 
 DOCKERFILE = b"FROM scratch\nLABEL multinode.test=ecr-stand-in\n"
-
-
-@pytest.fixture(scope="module")
-def aws(tmp_path_factory):
-    with StandIn(tmp_path_factory.mktemp("aws")) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def engine():
-    needs_engine()
-    api = docker.APIClient(**docker.utils.kwargs_from_env(), version="auto")
-    yield api
-    api.close()
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +30,7 @@ def ecr(aws):
     return aws.client("ecr")
 
 
-def login_of(ecr):
-    (data,) = ecr.get_authorization_token()["authorizationData"]
-    user, _, password = base64.b64decode(data["authorizationToken"]).decode().partition(":")
-    return {"username": user, "password": password}
-
-
-def push(engine, image, repository, tag, login):
-    engine.tag(image, repository, tag)
-    try:
-        for event in engine.push(repository, tag, stream=True, decode=True, auth_config=login):
-            assert "error" not in event, event["error"]
-            if "aux" in event:
-                return event["aux"]["Digest"]
-    finally:
-        engine.remove_image(f"{repository}:{tag}")
-    raise AssertionError("no digest")
-
-
-def test_what_is_pushed_is_an_image_until_it_is_deleted(aws, ecr, engine, image):
+def test_what_is_pushed_is_an_image_until_it_is_deleted(aws, ecr, engine, image, login_of, push):
     made = ecr.create_repository(repositoryName="multinode", imageTagMutability="IMMUTABLE")
     repository = made["repository"]["repositoryUri"]
     assert repository == f"{aws.registry}/multinode"
@@ -79,7 +47,7 @@ def test_what_is_pushed_is_an_image_until_it_is_deleted(aws, ecr, engine, image)
         engine.inspect_distribution(f"{repository}@{digest}", auth_config=login_of(ecr))
 
 
-def test_a_token_that_has_expired_lets_nobody_in(aws, ecr, engine, image):
+def test_a_token_that_has_expired_lets_nobody_in(aws, ecr, engine, image, login_of, push):
     made = ecr.create_repository(repositoryName="expiring")["repository"]["repositoryUri"]
     login = login_of(ecr)
     aws.expire_tokens()
@@ -88,7 +56,7 @@ def test_a_token_that_has_expired_lets_nobody_in(aws, ecr, engine, image):
     assert push(engine, image, made, "one", login_of(ecr))
 
 
-def test_tags_can_be_kept_as_they_are(tmp_path, engine, image):
+def test_tags_can_be_kept_as_they_are(tmp_path, engine, image, login_of, push):
     with StandIn(tmp_path, keeps_tags=True) as aws:
         ecr = aws.client("ecr")
         made = ecr.create_repository(repositoryName="kept")["repository"]["repositoryUri"]
@@ -138,14 +106,9 @@ def client_options(aws):
     }
 
 
-def test_an_account_has_its_rates(aws):
-    ecs = aws.client("ecs")
-    aws.fault("RegisterTaskDefinition", "answer", body={}, times=1000)
-
-    def register(times):
-        for _ in range(times):
-            ecs.register_task_definition(family="f", containerDefinitions=[])
-
-    register(20)
-    with pytest.raises(botocore.exceptions.ClientError, match="Rate exceeded"):
-        register(100)
+def test_an_account_has_its_rates():
+    gate, call = Gate(), Call("ecs", "RegisterTaskDefinition", {})
+    for _ in range(20):
+        gate.pass_through(call, dict)
+    with pytest.raises(AwsError, match="Rate exceeded"):
+        gate.pass_through(call, dict)
