@@ -16,7 +16,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from multinode_control_plane import server, store
-from multinode_control_plane.service import deployments, executions, invocations, rows
+from multinode_control_plane.service import deployments, executions, invocations, rows, sealing
 
 USE_CASES: dict[str, tuple[Any, str]] = {
     "start": (invocations, "start_all"),
@@ -28,6 +28,10 @@ USE_CASES: dict[str, tuple[Any, str]] = {
     "version registered": (deployments, "register"),
     "project is to be deleted": (deployments, "delete"),
     "project removed": (invocations, "RemoveLogs"),
+    "next key is in the ring": (sealing, "prepare"),
+    "next key is named": (sealing, "begin"),
+    "values are encrypted anew": (sealing, "go_on"),
+    "old keys are out of the ring": (sealing, "end"),
 }
 """Events that are no change of an invocation's status, and the functions that make them."""
 
