@@ -31,7 +31,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from multinode.errors import InputError, StorageFull
-from multinode_control_plane import __version__, data_folder, migrations, model, programs
+from multinode_control_plane import (
+    __version__,
+    backup_ring,
+    data_folder,
+    migrations,
+    model,
+    programs,
+)
 from multinode_control_plane.runners import whole_files
 from multinode_control_plane.settings import Settings, parser, resolve
 
@@ -44,7 +51,9 @@ _BLOCK_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class Backup:
-    """What was made or restored. ``missing``: bundles that versions name and the archive does not have."""
+    """What was made or restored. ``missing``: bundles that versions name and the archive does not have. ``ring``: where the keys of
+    `.env` values are that it does not have, in words; empty where it has them.
+    """
 
     file: str
     created_at: str
@@ -53,6 +62,7 @@ class Backup:
     invocations: int
     size_bytes: int
     missing: tuple[str, ...] = ()
+    ring: str = ""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -94,6 +104,7 @@ def make(settings: Settings, target: Path) -> Backup:
     try:
         counts = _take_snapshot(store, snapshot)
         with _opened_for_writing(draft) as file:
+            counts["ring"] = backup_ring.ring_elsewhere(snapshot, settings, os.environ)
             with tarfile.open(fileobj=file, mode="w:gz", compresslevel=3) as archive:
                 digests = _add_all(archive, snapshot, settings.data_dir)
                 manifest = _manifest(at, counts, digests)
@@ -200,7 +211,7 @@ def _manifest(at: float, counts: dict[str, Any], digests: dict[str, str]) -> dic
 
 def restore(settings: Settings, source: Path) -> Backup:
     """Puts the archive's files into the data folder, which must have no store. Raises InputError where it has one, and for what
-    is no whole backup or of a later release; Conflict where a control plane uses the folder. Then nothing has changed.
+    is no whole backup, of a later release, or encrypted with keys that are not in the ring at hand; Conflict where a control plane uses the folder. Then nothing has changed.
     """
     store = _sqlite_file(settings)
     data_folder.prepare(settings.data_dir)
@@ -216,6 +227,7 @@ def restore(settings: Settings, source: Path) -> Backup:
         try:
             manifest = _unpack(source, unpacked)
             _check_database(unpacked / DATABASE, source)
+            _check_ring(unpacked, settings, manifest)
             _put(unpacked, settings.data_dir, store)
         finally:
             shutil.rmtree(unpacked, ignore_errors=True)
@@ -287,6 +299,17 @@ def _check_database(path: Path, source: Path) -> None:
         raise _no_backup(source)
 
 
+def _check_ring(unpacked: Path, settings: Settings, manifest: dict[str, Any]) -> None:
+    ring = backup_ring.ring_at_hand(unpacked, settings, os.environ)
+    try:
+        backup_ring.check_opens(unpacked / DATABASE, ring)
+    except InputError as error:
+        was = manifest.get("ring")
+        hint = f"{error.hint} When the backup was made, they were in: {was}." if was else error.hint
+        message = f"Nothing was restored. {error.message}"
+        raise InputError(message, hint) from error
+
+
 def _put(unpacked: Path, data_dir: Path, store: Path) -> None:
     """Moves everything to its place, the store last."""
     for path in sorted(unpacked.rglob("*")):
@@ -327,6 +350,7 @@ def _told(file: Path, manifest: dict[str, Any]) -> Backup:
         projects=manifest["projects"],
         invocations=manifest["invocations"],
         size_bytes=file.stat().st_size,
+        ring=manifest.get("ring", ""),
         missing=tuple(n for n in manifest["bundles"] if f"bundles/{n}.tar.gz" not in have),
     )
 

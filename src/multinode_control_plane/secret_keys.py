@@ -91,9 +91,9 @@ class FileSource:
 
     is_writable = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str = "") -> None:
         self._path = path
-        self.name = f"The file {path}"
+        self.name = name or f"The file {path}"
 
     def read(self) -> tuple[bytes, ...]:
         """See `Source`."""

@@ -119,3 +119,39 @@ def test_what_is_no_whole_backup_changes_nothing(products, tmp_path):
     other.run("server", "restore", str(tmp_path / "whole"))
     again = other.call("server", "restore", str(tmp_path / "whole"))
     assert (again.returncode, "already" in again.stderr) == (2, True)
+
+
+def test_keys_that_lie_elsewhere_are_told_of_and_tried_before_a_restore(products, tmp_path):
+    one, other = products
+    ring = tmp_path / "ring"
+    one.run("server", "start", "--port", "0", "--secret-key-from", f"file:{ring}")
+    one.run("deploy")
+    # What a store that was moved has left beside the place that is named now.
+    stale = one.folder / "home/server/secret.key"
+    stale.write_bytes(b"x" * 32)
+    stale.chmod(0o600)
+    archive = tmp_path / "archive"
+    said = one.call("server", "backup", str(archive))
+    assert "The keys of .env values are not in it." in said.stderr
+    assert f"The file {ring} has them" in said.stderr
+
+    wrong = tmp_path / "wrong"
+    wrong.write_bytes(b"w" * 32)
+    wrong.chmod(0o600)
+    for place, words in {
+        None: "The backup's secret.key",
+        f"file:{tmp_path}/nobody": f"The file {tmp_path}/nobody is not there",
+        f"file:{wrong}": f"The file {wrong}",
+        "env:NOBODY_SETS_IT": "NOBODY_SETS_IT",
+    }.items():
+        options = [] if place is None else ["--secret-key-from", place]
+        said = other.call("server", "restore", str(archive), *options)
+        assert said.returncode == 2, said
+        assert words in said.stderr
+        assert f"When the backup was made, they were in: The file {ring}" in said.stderr
+        assert [item.name for item in (other.folder / "home/server").iterdir()] == ["lock"]
+    place = ["--secret-key-from", f"file:{ring}"]
+    assert other.json("server", "restore", str(archive), *place)["ring"] == f"The file {ring}"
+    other.run("server", "start", "--port", "0", *place)
+    other.run("deploy")
+    assert other.json("invoke", "told", "restored")["result"] == "restored-is-secret"

@@ -22,6 +22,14 @@ _DataDir = Annotated[
         help="The control plane's data folder (MULTINODE_DATA_DIR).",
     ),
 ]
+_SecretKeyFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--secret-key-from",
+        metavar="PLACE",
+        help="Where the keys of .env values are (MULTINODE_SECRET_KEY_FROM).",
+    ),
+]
 
 
 @commands.add("backup")
@@ -34,15 +42,25 @@ def backup(
         ),
     ],
     data_dir: _DataDir = None,
+    secret_key_from: _SecretKeyFrom = None,
 ) -> Answer:
     """Write the store, bundles, output and keys of this machine's control plane into one file, while it runs.
 
     Example: multinode server backup /srv/backups/
     """
-    made = _act(session, "make", file, data_dir)
+    made = _act(session, "make", file, data_dir, secret_key_from)
     size_mib = made["size_bytes"] / 1024**2
     text = f"Wrote {made['file']}: {_contents(made)}, {size_mib:.1f} MiB. It holds secrets."
-    return Answer(made, lambda console: console.out(text))
+
+    def show(console: Console) -> None:
+        console.out(text)
+        if made["ring"]:
+            console.note(
+                f"The keys of .env values are not in it. {made['ring']} has them: "
+                "without a copy of those no function of the backup can run."
+            )
+
+    return Answer(made, show)
 
 
 @commands.add("restore")
@@ -53,12 +71,13 @@ def restore(
         typer.Argument(metavar="FILE", help="What `backup` has written.", show_default=False),
     ],
     data_dir: _DataDir = None,
+    secret_key_from: _SecretKeyFrom = None,
 ) -> Answer:
     """Put a backup into a data folder that has no store; the control plane must not be running.
 
     Example: multinode server restore multinode-20261124T120000Z.tar.gz
     """
-    done = _act(session, "restore", file, data_dir)
+    done = _act(session, "restore", file, data_dir, secret_key_from)
 
     def show(console: Console) -> None:
         console.out(
@@ -80,12 +99,18 @@ def _contents(told: dict[str, Any]) -> str:
     )
 
 
-def _act(session: Session, act: str, file: str, data_dir: str | None) -> dict[str, Any]:
+def _act(
+    session: Session, act: str, file: str, data_dir: str | None, secret_key_from: str | None
+) -> dict[str, Any]:
     """What the control plane's own program says. Raises the error that it tells."""
     local_server.check_installed()
     server = local_server.find(session.settings.home)
     folder = Path(data_dir).absolute() if data_dir else server.data_dir if server else None
-    options = [f"--home={session.settings.home}", *([f"--data-dir={folder}"] if folder else [])]
+    ring = secret_key_from
+    if ring is None and server is not None and folder == server.data_dir:
+        ring = server.options.get("secret_key_from")
+    given = {"home": session.settings.home, "data-dir": folder, "secret-key-from": ring}
+    options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     with session.console.changing_line("copying"):
         return local_server.ask(
             "backup",
