@@ -116,6 +116,8 @@ class BuildRequest(Record):
     """Of the SDK that the sender puts into images (``distribution.sdk_digest``); it is part of an image's digest."""
     plan: bool = False
     """Make and order nothing: only tell whether it is there."""
+    login_refused: bool = False
+    """The registry does not take the login of the order before any more: another is wanted. With ``no_cache``."""
 
 
 class EnvironmentInfo(Record):
@@ -137,7 +139,10 @@ class EnvironmentInfo(Record):
 
 
 class Registry(Record):
-    """Where images are pushed to and pulled from. ``repository`` is ``host[:port]/name``; an empty ``username``: no login."""
+    """Where images are pushed to and pulled from. ``repository`` is ``host[:port]/name``; an empty ``username``: no login.
+
+    The login may be one that expires within hours.
+    """
 
     repository: str
     username: str = ""

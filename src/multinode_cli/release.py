@@ -36,6 +36,7 @@ from multinode.wire import (
     ImageOrder,
     RegisterAnswer,
     RegisterRequest,
+    Registry,
     ServerInfo,
     VersionInfo,
 )
@@ -215,12 +216,24 @@ def build(
 ) -> Built:
     """Find the environment, or let the control plane make it, or build the image that it orders; ``progress`` is told."""
     request = BuildRequest(_told_spec(target), no_cache, strict_python, sdk_digest())
-    path = path_of("projects", target.project, "environments")
-    answer = follow_build(client.stream("POST", path, request), progress.line)
+    ordering = path_of("projects", target.project, "environments")
+    answer = follow_build(client.stream("POST", ordering, request), progress.line)
     if isinstance(answer, ImageOrder):
         from multinode_cli.images.making import make_image  # lazy: start-up time, it imports docker
 
-        report = make_image(answer, target.spec, progress, environ=environ, no_cache=no_cache)
+        def another_login() -> Registry | None:
+            again = request.replace(no_cache=True, login_refused=True)
+            order = follow_build(client.stream("POST", ordering, again), progress.line)
+            return order.registry if isinstance(order, ImageOrder) else None
+
+        report = make_image(
+            answer,
+            target.spec,
+            progress,
+            environ=environ,
+            no_cache=no_cache,
+            another_login=another_login,
+        )
         path = path_of("projects", target.project, "environments", answer.digest)
         answer = client.call(
             EnvironmentInfo, "PUT", path, report.replace(spec=request.spec), wait_s=BUILD_ANSWER_S

@@ -6,7 +6,6 @@ Everything here blocks.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from multinode.errors import AwsFailed, MissingExtra
+from multinode_engine.registries import MissingRight, missing_right
 
 CONNECT_S = 5.0
 ANSWER_S = 20.0
@@ -32,8 +32,6 @@ _THROTTLED = (
 )  # fmt: skip
 _THROTTLED_WORDS = re.compile(r"rate exceeded|throttl|too many requests", re.IGNORECASE)
 """ECS wraps a throttle of a service behind it in a code of its own: ``ClientException: Rate exceeded``."""
-_REFUSED_ACTION = re.compile(r"not authorized to perform: ([\w-]+:\w+)")
-_REFUSED_RESOURCE = re.compile(r"on resource: (arn:[^\s,]+|\*)")
 _LOGIN_CURE = (
     "Give the control plane a role (of its task, or of its machine), or AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY. Who deploys needs none."
@@ -157,13 +155,10 @@ def refused(answer: dict[str, Any], what: str, action: str) -> AwsFailed:
 
 
 def _denied(what: str, action: str, code: str, words: str) -> AwsFailed:
-    """Names what the role lacks, as AWS says it where it does: another action than the one called may (``iam:PassRole``)."""
-    found, on = _REFUSED_ACTION.search(words), _REFUSED_RESOURCE.search(words)
-    lacking = found[1] if found else action
-    message = f"{what}: the control plane's AWS role may not {lacking}."
+    """Names what the role lacks, as AWS says it where it does."""
+    lacking = missing_right(words) or MissingRight(action)
+    message = f"{what}: the control plane's AWS role may not {lacking.action}."
+    hint = f"Add to the role's policy: {lacking.statement}. AWS says: {words or code}."
     if "explicit deny" in words:
         hint = f"A policy denies it: {words}."
-        return AwsFailed(message, hint, reason="AccessDenied")
-    statement = {"Effect": "Allow", "Action": lacking, "Resource": on[1] if on else "*"}
-    hint = f"Add to the role's policy: {json.dumps(statement)}. AWS says: {words or code}."
     return AwsFailed(message, hint, reason="AccessDenied")

@@ -20,6 +20,8 @@ from multinode_control_plane.tls import Certificate
 DEFAULT_PORT = 9470
 LOG_FORMATS = ("text", "json")
 RUNNERS = ("auto", "process", "docker")
+ECR = "ecr"
+"""Begins a --registry that is a repository of AWS."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -53,7 +55,9 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     """Further names by which requests may call this server, without port."""
     registry: str | None = None
-    """Where images are pushed to and pulled from: ``host[:port]/name``."""
+    """Where images are pushed to and pulled from: ``host[:port]/name``, or ``ecr:name``."""
+    registry_create: bool = False
+    """Whether a repository of ECR is made where it is missing."""
     registry_username: str | None = None
     registry_key: str | None = field(default=None, repr=False)
     tls_cert: Path | None = None
@@ -148,10 +152,16 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--capacity", help="room for workers, e.g. cpu=4,memory=8GiB")
     made.add_argument(
         "--registry",
-        help="where images are pushed to and pulled from, e.g. registry.example.com/multinode",
+        help="where images are pushed to and pulled from, e.g. registry.example.com/multinode, or ecr:multinode",
     )
     made.add_argument(
         "--registry-username", help="its user; MULTINODE_REGISTRY_KEY is the password or token"
+    )
+    made.add_argument(
+        "--registry-create",
+        action="store_true",
+        default=None,
+        help="make the ECR repository of --registry ecr:NAME where it is missing",
     )
     made.add_argument(
         "--allow-process",
@@ -227,6 +237,7 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         capacity=_capacity(given("capacity"), whole_machine()),
         asked_capacity=given("capacity"),
         registry=_registry(given("registry")),
+        registry_create=_switch(given("registry_create")),
         registry_username=given("registry_username"),
         registry_key=environ.get("MULTINODE_REGISTRY_KEY") or None,
         disk_limit_bytes=_size(given("disk_limit")),
@@ -245,6 +256,7 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         **sizes,
     )
     check_certificate(settings)
+    _check_registry(settings)
     if settings.runner == "process":
         check_isolation(settings)
     check_privacy(settings)
@@ -419,11 +431,26 @@ def _url(text: str | None) -> str | None:
 
 
 def _registry(text: str | None) -> str | None:
-    """``host[:port]/name``, as image names begin: lower case, and no URL."""
-    if text and not re.fullmatch(r"[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+", text):
+    """``host[:port]/name``, as image names begin: lower case, and no URL; or ``ecr:name``."""
+    pattern = r"[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+"
+    if text and text.startswith(f"{ECR}:"):
+        pattern = rf"{ECR}:(?=.{{2,256}}$)[a-z0-9]+([._/-][a-z0-9]+)*"
+    if text and not re.fullmatch(pattern, text):
         message = f"The registry {text!r} cannot be read."
-        raise InputError(message, "Write it like registry.example.com/multinode.")
+        hint = "Write it like registry.example.com/multinode, or ecr:multinode for a repository of AWS."
+        raise InputError(message, hint)
     return text
+
+
+def _check_registry(settings: Settings) -> None:
+    """Raises InputError for what does not go with the registry."""
+    is_ecr = (settings.registry or "").startswith(f"{ECR}:")
+    if is_ecr and (settings.registry_username or settings.registry_key):
+        message = "The login of a repository of ECR comes from AWS: it has no user of its own."
+        raise InputError(message, "Leave out --registry-username and MULTINODE_REGISTRY_KEY.")
+    if settings.registry_create and not is_ecr:
+        message = "MULTINODE_REGISTRY_CREATE makes repositories of ECR alone."
+        raise InputError(message, "Leave it out, or give --registry ecr:NAME.")
 
 
 def _size(text: str | None) -> int:

@@ -1,1 +1,2 @@
-"""Where the Docker engine is, and a connection to it: what the command line, which builds, and the control plane, which runs, share."""
+"""Where the Docker engine is, a connection to it, and what registries say through it: what the command line, which builds, and the
+control plane, which runs, share."""

@@ -1,5 +1,6 @@
 """A Docker engine that answers what a test told it to: enough of its API for one image to be made."""
 
+import base64
 import io
 import json
 import tarfile
@@ -10,6 +11,12 @@ from urllib.parse import parse_qs, urlsplit
 
 from multinode import wire
 
+EXPIRED = "denied: Your authorization token has expired. Reauthenticate and try again."
+IMMUTABLE = (
+    "tag invalid: The image tag 'd1' already exists in the 'mn' repository and cannot be overwritten "
+    "because the tag is immutable."
+)
+"""As ECR says them, through the engine."""
 MADE = [
     {"stream": "Step 1/9 : FROM python\n"},
     {"stream": "== Checking the base image\n"},
@@ -32,6 +39,12 @@ class ScriptedEngine:
         self.base_platform = ("linux", "amd64")
         self.labels = {"multinode.installation": "i1"}
         self.is_in_registry = False
+        self.tags = {}
+        """The digest of each tag that the registry has, beside those of ``is_in_registry``."""
+        self.expired = set()
+        """Keys of logins that the registry does not take any more; ``keys`` are those that it was asked with."""
+        self.keys = []
+        self.immutable_tags = set()
         self.registry_error = ""
         self.may_answer = threading.Event()
         self.may_answer.set()
@@ -64,7 +77,8 @@ class ScriptedEngine:
         if path == "/build":
             return 200, self.build
         if path.startswith("/images/") and path.endswith("/push"):
-            return 200, self.push
+            tag = self.requests[-1][2]["tag"][0]
+            return 200, [{"error": IMMUTABLE}] if tag in self.immutable_tags else self.push
         if path.startswith("/images/"):
             digests = ["r.example/mn@sha256:pulled"]
             labels = {"Labels": self.labels}
@@ -73,8 +87,14 @@ class ScriptedEngine:
             self.may_answer.wait(20)
             return 500, {"message": self.registry_error}
         if path.startswith("/distribution/"):
-            return (200, {}) if self.is_in_registry else (404, {"message": "manifest unknown"})
+            return self._distribution(path.split("/")[-2].rpartition(":")[2])
         return self._container(method, path)
+
+    def _distribution(self, tag):
+        digest = self.tags.get(tag) or ("sha256:pulled" if self.is_in_registry else "")
+        if not digest:
+            return 404, {"message": "manifest unknown"}
+        return 200, {"Descriptor": {"digest": digest}}
 
     def _base(self):
         system, machine = self.base_platform
@@ -130,6 +150,9 @@ def _handler(engine):
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             engine.requests.append((self.command, path, parse_qs(parts.query)))
             status, body = engine.answer(self.command, path)
+            if self.expires(path):
+                is_stream = not path.startswith("/distribution/")
+                status, body = (200, [{"error": EXPIRED}]) if is_stream else (500, {"message": EXPIRED})  # fmt: skip
             if isinstance(body, list):
                 self.stream(body)
                 return
@@ -139,6 +162,14 @@ def _handler(engine):
             self.send_header("X-Docker-Container-Path-Stat", "e30=")
             self.end_headers()
             self.wfile.write(body)
+
+        def expires(self, path):
+            """Whether the registry refuses the login that goes with this."""
+            key = json.loads(base64.b64decode(self.headers.get("X-Registry-Auth") or "e30="))
+            key = key.get("password", "")
+            if key:
+                engine.keys.append(key)
+            return key in engine.expired
 
         def stream(self, events):
             self.send_response(200)

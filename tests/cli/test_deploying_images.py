@@ -1,5 +1,6 @@
 """``multinode deploy`` where the control plane orders an image, with a scripted engine to build it."""
 
+import json
 import subprocess
 import sys
 
@@ -68,6 +69,24 @@ def test_deploy_builds_what_is_ordered_and_reports_it(cli, project, deployable):
     assert report["spec"] == asked["spec"]
     assert (report["image"], report["python_served"]) == ("sha256:made", "3.12.1")
     assert "s3cret" not in str(deployable.engine.requests)
+
+
+def test_a_login_that_expires_during_the_build_is_asked_for_anew(cli, project, deployable):
+    def order(request):
+        key = "new" if json.loads(request.body)["login_refused"] else "old"
+        registry = wire.Registry("r.example/mn", "AWS", key)
+        return Lines(wire.BuildEvent(image_order=scripted_order(registry)))
+
+    deployable.on("POST", ENVIRONMENTS, order)
+    deployable.engine.expired = {"old"}
+    project()
+    outcome = cli("deploy", "--debug")
+    assert outcome.code == 0, outcome.err
+    first, second = deployable.bodies("POST", ENVIRONMENTS)
+    assert second == {**first, "no_cache": True, "login_refused": True}
+    assert deployable.engine.keys == ["old", "new", "new"]
+    (report,) = deployable.bodies("PUT", f"{ENVIRONMENTS}/d1")
+    assert report["image"] == "r.example/mn@sha256:pushed"
 
 
 @pytest.mark.parametrize(("runner", "told"), [("docker", "https://***@x.example/"), ("process", "https://me:pw@x.example/")])  # fmt: skip

@@ -367,13 +367,15 @@ def scripted():
         yield made
 
 
-def make(scripted, home, *, registry=None, spec=None, no_cache=False):
+def make(scripted, home, *, registry=None, spec=None, no_cache=False, another_login=lambda: None):
     follower = Follower()
     order = scripted_order(registry)
     spec = spec or EnvironmentSpec(python="3.12")
     environ = {**home[1], "DOCKER_HOST": scripted.address}
     try:
-        report = making.make_image(order, spec, follower, environ=environ, no_cache=no_cache)
+        report = making.make_image(
+            order, spec, follower, environ=environ, no_cache=no_cache, another_login=another_login
+        )
     finally:
         scripted.follower = follower
     return report
@@ -456,6 +458,82 @@ def test_an_image_of_another_control_plane_in_the_registry_is_built_anew(scripte
     report = make(scripted, home, registry=Registry("r.example/mn"))
     assert report.image == "r.example/mn@sha256:pushed"
     assert len(scripted.queries("POST", "/build")) == 1
+
+
+OLD, NEW = Registry("r.example/mn", "AWS", "old"), Registry("r.example/mn", "AWS", "new")
+
+
+@pytest.mark.parametrize("where", ["look", "push"])
+def test_a_login_that_has_expired_is_asked_for_anew(scripted, home, where):
+    """At the first word with the registry, or only after a long build."""
+    if where == "look":
+        scripted.expired = {"old"}
+    else:
+        looked = scripted.answer
+
+        def answer(method, path):
+            scripted.expired = {"old"} if path == "/build" else scripted.expired
+            return looked(method, path)
+
+        scripted.answer = answer
+    asked = []
+
+    def another_login():
+        asked.append(1)
+        return NEW
+
+    report = make(scripted, home, registry=OLD, another_login=another_login)
+    assert report.image == "r.example/mn@sha256:pushed"
+    assert len(asked) == 1
+    assert len(scripted.queries("POST", "/build")) == 1
+    assert scripted.keys == (["old", "new", "new"] if where == "look" else ["old", "old", "new"])
+
+
+@pytest.mark.parametrize("another", [None, OLD])
+def test_a_login_of_which_there_is_no_other_is_told_before_anything_is_built(
+    scripted, home, another
+):
+    scripted.expired = {"old"}
+    with pytest.raises(RegistryFailed, match="does not let us in") as raised:
+        make(scripted, home, registry=OLD, another_login=lambda: another)
+    assert "has expired" in raised.value.hint
+    assert scripted.queries("POST", "/build") == []
+
+
+def test_a_right_that_the_login_lacks_is_named_with_the_statement(scripted, home):
+    scripted.registry_error = (
+        "denied: User: arn:aws:sts::1:assumed-role/cp/x is not authorized to perform: ecr:BatchGetImage on "
+        "resource: arn:aws:ecr:eu-west-2:1:repository/mn because no identity-based policy allows it"
+    )
+    with pytest.raises(RegistryFailed, match="AWS role may not ecr:BatchGetImage") as raised:
+        make(scripted, home, registry=OLD)
+    assert '"Resource": "arn:aws:ecr:eu-west-2:1:repository/mn"' in raised.value.hint
+    assert scripted.queries("POST", "/build") == []
+
+
+@pytest.mark.parametrize(
+    ("known", "reported"),
+    [("sha256:pulled", "r.example/mn@sha256:pulled"), ("sha256:x", "r.example/mn@sha256:pushed")],
+)
+def test_a_tag_that_stays_is_success_where_it_is_this_image(scripted, home, known, reported):
+    """The engine knows what it has pushed before: ``r.example/mn@sha256:pulled``."""
+    scripted.immutable_tags = {"d1"}
+    looks = iter(["", known])
+    scripted._distribution = lambda tag: (
+        (200, {"Descriptor": {"digest": found}})
+        if (found := next(looks))
+        else (404, {"message": "manifest unknown"})
+    )
+    report = make(scripted, home, registry=OLD)
+    assert report.image == reported
+
+
+def test_an_images_own_tag_that_stays_is_success(scripted, home):
+    """Deployed with --no-cache, pushed, and broken off before it was reported."""
+    scripted.tags = {"d1": "sha256:first", "d1-made": "sha256:second"}
+    scripted.immutable_tags = {"d1", "d1-made"}
+    report = make(scripted, home, registry=OLD, no_cache=True)
+    assert report.image == "r.example/mn@sha256:second"
 
 
 def test_an_image_that_is_not_ours_inside_is_refused(scripted, home):

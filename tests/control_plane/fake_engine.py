@@ -23,6 +23,7 @@ class FakeEngine:
         self.used = set()
         self.pulls = []
         self.registry_error = None
+        self.expired_keys = set()
 
     def add(self, image_id, labels, size_bytes=1000, **more):
         self.held[image_id] = ImageState(image_id, labels, size_bytes, **more)
@@ -47,6 +48,8 @@ class FakeEngine:
 
     def pull(self, image, registry):
         self.pulls.append((image, registry.username, registry.key))
+        if registry.key in self.expired_keys:
+            raise EngineError("denied: Your authorization token has expired.")
         if self.registry_error is not None:
             raise EngineError(self.registry_error)
         if image not in self.registry:

@@ -11,7 +11,9 @@ from tests.control_plane.fake_engine import FakeEngine
 
 from multinode.errors import Conflict, EnvironmentBuildFailed, InvalidRequest
 from multinode.wire import BuildRequest, EnvironmentSpec, ImageReport, Registry
-from multinode_control_plane.runners.docker_images import Images
+from multinode_control_plane.runners.docker_images import EnginePlace
+from multinode_control_plane.runners.images import Images
+from multinode_control_plane.runners.registry import FixedRepository
 from multinode_control_plane.runners.storage import Discarded
 
 SDK = "5" * 64
@@ -25,13 +27,11 @@ PUSHED = f"{REGISTRY.repository}@sha256:{'c' * 64}"
 class Bench:
     def __init__(self, folder, registry=None, installation="here"):
         self.engine = FakeEngine()
-        self.images = Images(
-            folder,
-            engine=self.engine,
-            do=self.engine.do,
-            installation=installation,
-            registry=registry,
+        repository = FixedRepository(registry) if isinstance(registry, Registry) else registry
+        place = EnginePlace(
+            self.engine, do=self.engine.do, installation=installation, repository=repository
         )
+        self.images = Images(folder, place=place, installation=installation)
         self.images.open()
 
     def build(self, spec=SPEC, **options):
@@ -197,6 +197,32 @@ def test_a_registry_that_fails_is_told_with_its_words(tmp_path):
     bench.engine.registry_error = "unauthorized: wrong password"
     with pytest.raises(EnvironmentBuildFailed, match="wrong password"):
         bench.take(order.digest, PUSHED)
+
+
+class Expiring:
+    """A repository whose logins are good until they are refused."""
+
+    def __init__(self):
+        self.number = 1
+
+    def login(self, *, is_refused=False):
+        self.number += is_refused
+        return REGISTRY.replace(key=f"token{self.number}")
+
+    def images(self):
+        return []
+
+
+def test_a_login_that_expired_while_the_server_kept_it_is_made_anew(tmp_path):
+    bench = Bench(tmp_path / "images", Expiring())
+    order = bench.build().image_order
+    assert order.registry.key == "token1"
+    assert bench.build(login_refused=True).image_order.registry.key == "token2"
+    bench.engine.add(PUSHED, order.labels)
+    bench.engine.registry, bench.engine.held = bench.engine.held, {}
+    bench.engine.expired_keys = {"token2"}
+    assert bench.take(order.digest, PUSHED).image == PUSHED
+    assert [key for _, _, key in bench.engine.pulls] == ["token2", "token3"]
 
 
 def test_what_no_version_uses_is_told_and_can_be_removed(bench):

@@ -59,6 +59,7 @@ class Bench:
         self.mark = uuid.uuid4().hex
         self.labels = {LABEL: self.mark}
         self.follower = Follower()
+        self.another_login = lambda: None
 
     @contextmanager
     def open(self):
@@ -95,7 +96,14 @@ class Bench:
         given |= {k: v for k, v in os.environ.items() if k.startswith("DOCKER_") and k not in given}
         order = self.order(digest, registry)
         spec = spec.replace(settings=index_settings({**given, **(spec.settings or {})}))
-        return make_image(order, spec, self.follower, environ=given, no_cache=no_cache)
+        return make_image(
+            order,
+            spec,
+            self.follower,
+            environ=given,
+            no_cache=no_cache,
+            another_login=self.another_login,
+        )
 
     def run(self, image, *command, **options):
         """What a command in a container of the image prints."""

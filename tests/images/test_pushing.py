@@ -70,11 +70,11 @@ def test_a_tag_that_another_deploy_took_meanwhile_is_no_failure(shared_bench, re
         where = Registry(f"{address}/team/envs", USER, PASSWORD)
         shared_bench.make(spec, registry=where, digest="f" * 64)
 
-        def other_registry_word(*_):
+        def nothing_yet(*_):
             return False
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("multinode_cli.images.engine.Engine.is_in_registry", other_registry_word)
+            patch.setattr("multinode_cli.images.making._Pushing.is_pushed", nothing_yet)
             made = shared_bench.make(spec, registry=where, digest="f" * 64, no_cache=True)
         assert refusals == ["f" * 64]
         assert made.image.startswith(f"{where.repository}@sha256:")

@@ -114,16 +114,16 @@ class Engine:
         headers = self._auth_header(registry, registry.repository)
         return self._events(f"/images/{registry.repository}/push", {"tag": tag}, headers)
 
-    def is_in_registry(self, registry: Registry, tag: str) -> bool:
-        """Whether the registry has the tag, as the engine sees it."""
+    def digest_in_registry(self, registry: Registry, tag: str) -> str:
+        """``sha256:…`` of what the registry has under the tag, as the engine sees it; empty where it has nothing."""
         with self._words():
             try:
-                self._api.inspect_distribution(
+                found = self._api.inspect_distribution(
                     f"{registry.repository}:{tag}", auth_config=_auth(registry)
                 )
             except NotFound:
-                return False
-            return True
+                return ""
+            return str(found["Descriptor"]["digest"])
 
     def build(
         self,

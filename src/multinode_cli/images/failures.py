@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from multinode.errors import EnvironmentBuildFailed, MultinodeError, RegistryFailed, StorageFull
 from multinode.limits import shorten
+from multinode_engine.registries import missing_right, refuses_login
 
 MAX_HINT_CHARACTERS = 2_000
 REFUSED_BY_BASE_IMAGE = "multinode-error: "
@@ -21,12 +22,6 @@ _AWAY = (
     "dial tcp", "no such host", "connection refused", "i/o timeout", "TLS handshake", "x509:", "Client.Timeout",
     "server gave HTTP response", "network is unreachable", "context deadline exceeded",
 )  # fmt: skip
-_UNAUTHORIZED = (
-    "unauthorized",
-    "no basic auth credentials",
-    "authentication required",
-    "incorrect username or password",
-)
 _INDEX_AWAY = (
     "NewConnectionError", "Failed to establish a new connection", "Name or service not known", "ConnectTimeoutError",
     "Temporary failure in name resolution", "ReadTimeoutError", "Network is unreachable",
@@ -97,7 +92,7 @@ def base_image_missing(words: str, base_image: str, platform: str) -> MultinodeE
     if _has(words, _AWAY):
         message = f"The base image {base_image} is not here, and its registry cannot be reached."
         cure = "Look at the engine's network, or load the image there (`docker load`), and deploy again."
-    elif _has(words, _UNAUTHORIZED) and "repository does not exist" not in words:
+    elif refuses_login(words) and "repository does not exist" not in words:
         message = f"The registry of the base image {base_image} wants a login."
         cure = f"`docker login {base_image.partition('/')[0]}`, and deploy again."
     else:
@@ -114,9 +109,14 @@ def registry_failed(words: str, repository: str) -> MultinodeError:
     if _has(words, _AWAY):
         message = f"The registry {host} cannot be reached from the Docker engine."
         cure = "Look at the engine's network, and at the registry that the control plane names."
-    elif _has(words, _UNAUTHORIZED):
+    elif (lacking := missing_right(words)) is not None:
+        message = f"The control plane's AWS role may not {lacking.action}."
+        cure = f"Its policy lacks: {lacking.statement}."
+    elif refuses_login(words):
         message = f"The registry {host} does not let us in."
-        cure = "The control plane hands out its user and password: correct them there."
+        cure = (
+            "The control plane hands out its login: `multinode doctor` says what is wrong with it."
+        )
     else:
         message = f"The registry refused the image for {repository}."
         cure = "What was pushed so far is not used; deploy again when the registry takes it."
@@ -125,7 +125,7 @@ def registry_failed(words: str, repository: str) -> MultinodeError:
 
 def is_hopeless(words: str) -> bool:
     """Whether a registry that answered so would not take a push either."""
-    return _has(words, _AWAY) or _has(words, _UNAUTHORIZED)
+    return _has(words, _AWAY) or refuses_login(words) or missing_right(words) is not None
 
 
 def is_tag_taken(words: str) -> bool:

@@ -8,7 +8,8 @@ An image that the registry has is pulled in place of that.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from multinode.distribution import sdk_digest
 from multinode.errors import OperationFailed
@@ -19,6 +20,9 @@ from multinode_cli.images.engine import Engine, connect, split_name
 from multinode_cli.images.failures import EngineRefused
 from multinode_cli.images.indexes import hidden
 from multinode_cli.images.output import Output, Progress
+from multinode_engine.registries import refuses_login
+
+_Done = TypeVar("_Done")
 
 
 def make_image(
@@ -28,8 +32,11 @@ def make_image(
     *,
     environ: Mapping[str, str],
     no_cache: bool,
+    another_login: Callable[[], Registry | None],
 ) -> ImageReport:
     """The image that was ordered, built in the engine of DOCKER_HOST and pushed where the order says so.
+
+    ``another_login`` asks for the order's registry anew, where that does not take the login any more.
 
     Raises EnvironmentBuildFailed, EngineUnavailable, RegistryFailed and StorageFull; then nothing has changed for the project.
     """
@@ -39,12 +46,13 @@ def make_image(
         work = _Work(engine, order, context, progress, environ)
         if order.registry is None:
             return work.report(spec, work.built(no_cache=no_cache))
+        pushing = _Pushing(engine, order, progress, _Logins(order.registry, another_login))
         # Before the build: nobody waits for one that cannot be pushed.
-        there = work.is_pushed(order.registry)
-        image = work.pulled(order.registry) if there and not no_cache else ""
+        there = pushing.is_pushed()
+        image = pushing.pulled() if there and not no_cache else ""
         if not image:
             built = work.built(no_cache=no_cache)
-            image = work.pushed(order.registry, built, is_tag_taken=there)
+            image = pushing.pushed(built, is_tag_taken=there)
         return work.report(spec, image)
     finally:
         engine.close()
@@ -67,7 +75,6 @@ class _Work:
         self._progress = progress
         self._environ = environ
         self._warnings: list[str] = []
-        self._tag = split_name(order.tag)[1]
 
     # --- the image ---
 
@@ -128,66 +135,6 @@ class _Work:
                 f"{name} could not be pulled anew; the one that is here was used."
             )
 
-    # --- the registry ---
-
-    def is_pushed(self, registry: Registry) -> bool:
-        """Whether the registry has the image. Raises RegistryFailed where it is away or lets nobody in: before the build."""
-        try:
-            return self._engine.is_in_registry(registry, self._tag)
-        except EngineRefused as error:
-            if failures.is_hopeless(error.words):
-                raise failures.registry_failed(error.words, registry.repository) from error
-            return False  # some registries refuse to speak of what is not there; the push will tell
-
-    def pulled(self, registry: Registry) -> str:
-        """Pulls it; returns its name by digest, empty where it was not made to this order."""
-        self._progress.step("Pulling the image, which the registry has")
-        try:
-            for event in self._engine.pull(
-                registry.repository, self._tag, self._order.platform, registry
-            ):
-                self._progress.moment(_moment(event))
-        except EngineRefused as error:
-            raise failures.registry_failed(error.words, registry.repository) from error
-        image = self._engine.image(self._order.tag) or {}
-        labels = image.get("Config", {}).get("Labels") or {}
-        if not labels.items() >= self._order.labels.items():
-            return ""  # another control plane's, which shares the registry
-        digests = [str(name) for name in image.get("RepoDigests") or []]
-        return next((name for name in digests if split_name(name)[0] == registry.repository), "")
-
-    def pushed(self, registry: Registry, image: str, *, is_tag_taken: bool) -> str:
-        """Pushes it; returns its name by digest.
-
-        Where the registry has another image of the tag already, it is pushed under a tag of its own: a registry may be set up
-        so that a tag stays what it is. Nobody looks for that tag, but for the digest.
-        """
-        self._progress.step(f"Pushing the image to {registry.repository}")
-        own_tag = f"{self._tag}-{image.partition(':')[2][:12]}"
-        try:
-            if is_tag_taken:
-                return self._push_as(own_tag, registry, image)
-            try:
-                return self._push_as(self._tag, registry, image)
-            except EngineRefused as error:
-                if not failures.is_tag_taken(error.words):
-                    raise
-                return self._push_as(own_tag, registry, image)
-        except EngineRefused as error:
-            raise failures.registry_failed(error.words, registry.repository) from error
-
-    def _push_as(self, tag: str, registry: Registry, image: str) -> str:
-        """A push is over when the registry has told the digest, not before."""
-        self._engine.tag(image, registry.repository, tag)
-        digest = ""
-        for event in self._engine.push(registry, tag):
-            digest = str((event.get("aux") or {}).get("Digest") or digest)
-            self._progress.moment(_moment(event))
-        if not digest:
-            words = "(the push ended without a digest)"
-            raise failures.registry_failed(words, registry.repository)
-        return f"{registry.repository}@{digest}"
-
     # --- the report ---
 
     def report(self, spec: EnvironmentSpec, image: str) -> ImageReport:
@@ -216,6 +163,115 @@ class _Work:
             if split_name(full)[0].rpartition("/")[2] == repository.rpartition("/")[2]:
                 return f"{name.partition('@')[0]}@{full.partition('@')[2]}"
         return f"{name.partition('@')[0]}@{image['Id']}" if image else name
+
+
+class _Logins:
+    """The login of the order's registry, and the next one where that has expired."""
+
+    def __init__(self, registry: Registry, another: Callable[[], Registry | None]) -> None:
+        self.registry = registry
+        self._another = another
+
+    def tried(self, act: Callable[[Registry], _Done]) -> _Done:
+        """What ``act`` returns; where the registry refuses the login, with another one. Raises EngineRefused."""
+        try:
+            return act(self.registry)
+        except EngineRefused as error:
+            another = self._another() if refuses_login(error.words) else None
+            if another is None or another == self.registry:
+                raise
+            self.registry = another
+            return act(another)
+
+
+class _Pushing:
+    """The steps of one order that speak to its registry."""
+
+    def __init__(
+        self, engine: Engine, order: ImageOrder, progress: Progress, logins: _Logins
+    ) -> None:
+        self._engine = engine
+        self._order = order
+        self._progress = progress
+        self._logins = logins
+        self._repository = logins.registry.repository
+        self._tag = split_name(order.tag)[1]
+
+    def is_pushed(self) -> bool:
+        """Whether the registry has the image. Raises RegistryFailed where it is away or lets nobody in: before the build."""
+        try:
+            return self._digest_of(self._tag) != ""
+        except EngineRefused as error:
+            if failures.is_hopeless(error.words):
+                raise failures.registry_failed(error.words, self._repository) from error
+            return False  # some registries refuse to speak of what is not there; the push will tell
+
+    def _digest_of(self, tag: str) -> str:
+        return self._logins.tried(lambda login: self._engine.digest_in_registry(login, tag))
+
+    def pulled(self) -> str:
+        """Pulls it; returns its name by digest, empty where it was not made to this order."""
+        self._progress.step("Pulling the image, which the registry has")
+        try:
+            self._logins.tried(self._pull)
+        except EngineRefused as error:
+            raise failures.registry_failed(error.words, self._repository) from error
+        image = self._engine.image(self._order.tag) or {}
+        labels = image.get("Config", {}).get("Labels") or {}
+        if not labels.items() >= self._order.labels.items():
+            return ""  # another control plane's, which shares the registry
+        return self._known_as(image)
+
+    def _pull(self, login: Registry) -> None:
+        for event in self._engine.pull(self._repository, self._tag, self._order.platform, login):
+            self._progress.moment(_moment(event))
+
+    def _known_as(self, image: Mapping[str, Any]) -> str:
+        """The name by digest of an image that came from the registry, or was pushed there before; else empty."""
+        digests = [str(name) for name in image.get("RepoDigests") or []]
+        return next((name for name in digests if split_name(name)[0] == self._repository), "")
+
+    def pushed(self, image: str, *, is_tag_taken: bool) -> str:
+        """Pushes it; returns its name by digest.
+
+        Where the registry has another image of the tag already, it is pushed under a tag of its own: a registry may be set up
+        so that a tag stays what it is. Nobody looks for that tag, but for the digest.
+        """
+        self._progress.step(f"Pushing the image to {self._repository}")
+        try:
+            name = "" if is_tag_taken else self._pushed_as(self._tag, image)
+            own_tag = f"{self._tag}-{image.partition(':')[2][:12]}"  # so of this image alone
+            return name or self._pushed_as(own_tag, image) or self._digest_name(own_tag)
+        except EngineRefused as error:
+            raise failures.registry_failed(error.words, self._repository) from error
+
+    def _pushed_as(self, tag: str, image: str) -> str:
+        """Its name by digest; empty where the tag is another image's, and stays so."""
+        try:
+            return self._logins.tried(lambda login: self._push(login, tag, image))
+        except EngineRefused as error:
+            if not failures.is_tag_taken(error.words):
+                raise
+            # ECR refuses the very same image too: https://github.com/aws/containers-roadmap/issues/2380
+            name = self._digest_name(tag)
+            return name if name and name == self._known_as(self._engine.image(image) or {}) else ""
+
+    def _push(self, login: Registry, tag: str, image: str) -> str:
+        """A push is over when the registry has told the digest, not before."""
+        self._engine.tag(image, self._repository, tag)
+        digest = ""
+        for event in self._engine.push(login, tag):
+            digest = str((event.get("aux") or {}).get("Digest") or digest)
+            self._progress.moment(_moment(event))
+        if not digest:
+            words = "(the push ended without a digest)"
+            raise failures.registry_failed(words, self._repository)
+        return f"{self._repository}@{digest}"
+
+    def _digest_name(self, tag: str) -> str:
+        """By digest, what the registry has under the tag; empty where it has nothing."""
+        digest = self._digest_of(tag)
+        return f"{self._repository}@{digest}" if digest else ""
 
 
 def _moment(event: Mapping[str, object]) -> str:

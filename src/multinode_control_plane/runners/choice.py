@@ -11,8 +11,10 @@ from multinode.wire import Registry
 from multinode_control_plane.runners import Runner
 from multinode_control_plane.runners.docker import DockerRunner
 from multinode_control_plane.runners.docker_engine import Engine, EngineAway
+from multinode_control_plane.runners.ecr import EcrRepository
 from multinode_control_plane.runners.process import ProcessRunner
-from multinode_control_plane.settings import Settings, check_isolation, room, whole_machine
+from multinode_control_plane.runners.registry import FixedRepository, Repository
+from multinode_control_plane.settings import ECR, Settings, check_isolation, room, whole_machine
 
 AUTO_TIMEOUT_S = 2.0
 """How long ``auto`` waits for an engine to answer."""
@@ -65,14 +67,21 @@ def _process(settings: Settings, reason: str = "") -> Choice:
 
 def _docker(settings: Settings, engine: Engine, reason: str) -> Choice:
     whole = room(engine.facts.cores, engine.facts.memory_mib)
-    registry = None
-    if settings.registry:
-        user, key = settings.registry_username or "", settings.registry_key or ""
-        registry = Registry(settings.registry, user, key)
     runner = DockerRunner(
         settings.data_dir,
         engine,
-        registry=registry,
+        repository=repository_of(settings),
         log_limit_bytes=settings.log_limit_bytes,
     )
     return Choice(runner, settings.with_room_of("docker", whole), reason)
+
+
+def repository_of(settings: Settings) -> Repository | None:
+    """Where the settings say that images are pushed; None: nowhere."""
+    if not settings.registry:
+        return None
+    kind, colon, name = settings.registry.partition(":")
+    if colon and kind == ECR:
+        return EcrRepository(name, makes_it=settings.registry_create)
+    user, key = settings.registry_username or "", settings.registry_key or ""
+    return FixedRepository(Registry(settings.registry, user, key))

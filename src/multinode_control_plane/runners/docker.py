@@ -33,7 +33,6 @@ from multinode.wire import (
     Finding,
     ImageReport,
     LogRecord,
-    Registry,
 )
 from multinode_control_plane.runners import (
     OnEnd,
@@ -70,9 +69,11 @@ from multinode_control_plane.runners.docker_engine import (
     NotInEngine,
 )
 from multinode_control_plane.runners.docker_events import Deaths
-from multinode_control_plane.runners.docker_images import INSTALLATION_LABEL, Images
+from multinode_control_plane.runners.docker_images import EnginePlace
 from multinode_control_plane.runners.docker_output import OutputCopy, copy_output
+from multinode_control_plane.runners.images import INSTALLATION_LABEL, Images
 from multinode_control_plane.runners.log_files import LogFiles
+from multinode_control_plane.runners.registry import Repository
 from multinode_control_plane.runners.storage import OUTPUT, Discarded, Stored
 
 log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class DockerRunner:
         data_dir: Path,
         engine: Engine,
         *,
-        registry: Registry | None = None,
+        repository: Repository | None = None,
         log_limit_bytes: int = 64 * 1024 * 1024,
     ) -> None:
         self.engine = engine
@@ -149,16 +150,13 @@ class DockerRunner:
         self.unenforced_reason = "" if "memory" in self.enforces else NO_CGROUPS
         self.bundles = Bundles(data_dir)
         self._data_dir = data_dir
-        self._registry = registry
+        self._repository = repository
         self.installation = _installation(data_dir)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
-        self.images = Images(
-            data_dir / "images",
-            engine=engine,
-            do=self._do,
-            installation=self.installation,
-            registry=registry,
+        self._place = EnginePlace(
+            engine, do=self._do, installation=self.installation, repository=repository
         )
+        self.images = Images(data_dir / "images", place=self._place, installation=self.installation)
         self._logs = LogFiles(data_dir / "logs")
         self._plan = ContainerPlan(
             installation=self.installation,
@@ -308,7 +306,7 @@ class DockerRunner:
             await self._do(self._make_container, launch, image, code)
         except NotInEngine:
             # Its image, which a registry may have, or the network, which somebody pruned.
-            await self.images.fetch(image)
+            await self._place.fetch(image)
             await self._do(self._make_network)
             await self._do(self._make_container, launch, image, code)
 
@@ -596,7 +594,7 @@ class DockerRunner:
 
     async def checks(self, base_image: str) -> list[Finding]:
         """See ``docker_checks``."""
-        tried = Tried(self._plan, self._worker_url, base_image, self._registry)
+        tried = Tried(self._plan, self._worker_url, base_image, self._repository)
         return await self._do(check_engine, self.engine, tried)
 
     async def remove_logs(self, execution_ids: Iterable[str]) -> None:

@@ -8,10 +8,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from multinode.wire import Finding, Registry
+from multinode.errors import MultinodeError
+from multinode.wire import Finding
 from multinode_control_plane.runners.docker_containers import ContainerPlan, make_trial
 from multinode_control_plane.runners.docker_engine import Engine, EngineError, NotInEngine
-from multinode_control_plane.runners.docker_images import ENVIRONMENT_LABEL
+from multinode_control_plane.runners.images import ENVIRONMENT_LABEL
+from multinode_control_plane.runners.registry import Repository
 
 MIN_FREE_BYTES = 5 * 1024**3
 """An image with a few packages takes one to two GiB while it is built."""
@@ -25,7 +27,7 @@ class Tried:
     plan: ContainerPlan
     worker_url: str
     base_image: str
-    registry: Registry | None
+    repository: Repository | None
 
 
 def check_engine(engine: Engine, tried: Tried) -> list[Finding]:
@@ -35,8 +37,8 @@ def check_engine(engine: Engine, tried: Tried) -> list[Finding]:
         found = [Finding("engine", "ok", f"Docker {facts.version} ({facts.platform}), {facts.url}")]
         if not facts.is_remote and Path(facts.root_dir).is_dir():
             found.append(_disk(facts.root_dir))
-        if tried.registry is not None:
-            found.append(_registry(engine, tried.registry))
+        if tried.repository is not None:
+            found += [*tried.repository.checks(), _registry(engine, tried.repository)]
         elif tried.base_image:
             found.append(_base_image(engine, tried.base_image))
         return [*found, _reach(engine, tried.plan, tried.worker_url)]
@@ -53,12 +55,15 @@ def _disk(root_dir: str) -> Finding:
     return Finding("engine's disk", "ok", finding)
 
 
-def _registry(engine: Engine, registry: Registry) -> Finding:
+def _registry(engine: Engine, repository: Repository) -> Finding:
     """Asks for an image that is not there: who says so lets us in."""
     try:
+        registry = repository.login()
         engine.ask_registry(f"{registry.repository}:doctor", registry)
     except NotInEngine:
         pass
+    except MultinodeError as error:
+        return Finding("registry", "FAIL", error.message, error.hint)
     except EngineError as error:
         cure = "Correct --registry, --registry-username and MULTINODE_REGISTRY_KEY, or look at the engine's network."
         return Finding("registry", "FAIL", error.message, cure)

@@ -13,7 +13,7 @@ from multinode.worker.cgroup import cpu_quota
 from multinode.worker.launch import ARGUMENTS, Launch
 from multinode_control_plane.runners import WorkerEnd, WorkerLaunch
 from multinode_control_plane.runners.docker_engine import ContainerState
-from multinode_control_plane.runners.docker_images import INSTALLATION_LABEL
+from multinode_control_plane.runners.images import INSTALLATION_LABEL
 
 WORKER_LABEL = "multinode.worker"
 EXECUTION_LABEL = "multinode.execution"

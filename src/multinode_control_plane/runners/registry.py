@@ -1,12 +1,16 @@
-"""What the engine cannot ask a registry for: to remove an image. The one module that speaks to a registry itself. Blocks."""
+"""The registry where images are pushed to and pulled from: its contract, and any one that speaks the protocol of them all.
+
+What the engine cannot ask a registry for is asked here: to remove an image. Everything blocks.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from multinode.wire import Registry
+from multinode.wire import Finding, Registry
+from multinode_control_plane.runners.images import PlacedImage
 
 if TYPE_CHECKING:
     import httpx
@@ -21,24 +25,61 @@ class RegistryAway(Exception):
     """It did not answer, or not with sense: later it may."""
 
 
-def remove_image(registry: Registry, image: str) -> str:
-    """Removes ``repository@sha256:…``, with its tags; one that is gone is no error.
+class Repository(Protocol):
+    """The repository of one installation. From any thread; each method blocks, and may raise AwsFailed where it is in AWS."""
 
-    Returns nothing, or a sentence where the registry keeps it: many allow nobody to remove anything in this way, Docker's own
-    unless it is set up so (405), ECR always. Raises RegistryAway.
-    """
-    host, _, name = registry.repository.partition("/")
-    digest = image.partition("@")[2]
-    answer = _ask(registry, host, f"/v2/{name}/manifests/{digest}")
-    if answer.status_code in _GONE:
-        return ""
-    if answer.status_code >= 500 or answer.status_code == 429:
-        message = f"The registry {host} answers {answer.status_code}."
-        raise RegistryAway(message)
-    return (
-        f"The registry {host} keeps it: it does not remove images for us ({answer.status_code}). "
-        "Remove it with the registry's own means."
-    )
+    def login(self, *, is_refused: bool = False) -> Registry:
+        """Its address, with a login that is good for hours; ``is_refused``: the last one is not taken any more."""
+        ...
+
+    def images(self) -> list[PlacedImage]:
+        """Images of the installation that it has, as far as it can tell them from others'."""
+        ...
+
+    def remove(self, image: str) -> str:
+        """Removes ``repository@sha256:…``, with its tags; one that is gone is no error.
+
+        Returns nothing, or a sentence where the registry keeps it. Raises RegistryAway.
+        """
+        ...
+
+    def checks(self) -> list[Finding]:
+        """What ``doctor`` should know of it, beside whether it answers the engine."""
+        ...
+
+
+class FixedRepository:
+    """A repository of any registry, with the one login that the settings have. See ``Repository``."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def login(self, *, is_refused: bool = False) -> Registry:
+        """Always the same."""
+        return self._registry
+
+    def images(self) -> list[PlacedImage]:
+        """None: a registry lists tags, and another control plane may have pushed them."""
+        return []
+
+    def checks(self) -> list[Finding]:
+        """None."""
+        return []
+
+    def remove(self, image: str) -> str:
+        """See ``Repository.remove``: many allow nobody to remove anything in this way, Docker's own unless it is set up so (405)."""
+        host, _, name = self._registry.repository.partition("/")
+        digest = image.partition("@")[2]
+        answer = _ask(self._registry, host, f"/v2/{name}/manifests/{digest}")
+        if answer.status_code in _GONE:
+            return ""
+        if answer.status_code >= 500 or answer.status_code == 429:
+            message = f"The registry {host} answers {answer.status_code}."
+            raise RegistryAway(message)
+        return (
+            f"The registry {host} keeps it: it does not remove images for us ({answer.status_code}). "
+            "Remove it with the registry's own means."
+        )
 
 
 def _ask(registry: Registry, host: str, path: str) -> httpx.Response:
