@@ -130,7 +130,8 @@ async def worker_door(
     of its own, and the one that leads has this one too.
     """
     if settings.worker_url and runner.name != "process":
-        return door_at(settings.worker_url, settings.host)
+        has_own = settings.host in LOOPBACK or settings.certificate is not None
+        return door_at(settings.worker_url) if has_own else None
     address = await runner.worker_address()
     if address is None and is_shared and settings.worker_url is None:
         address = WorkerAddress(listen="127.0.0.1", name="127.0.0.1")
@@ -158,14 +159,14 @@ def local_door(settings: Settings, last_port: int | None) -> Door | None:
     return Door(bind("127.0.0.1", 0), "127.0.0.1")
 
 
-def door_at(worker_url: str, host: str) -> Door | None:
-    """A listener where a --worker-url points to, if that is an address of this machine, and the first is on loopback alone.
+def door_at(worker_url: str) -> Door | None:
+    """A listener in plain HTTP where a --worker-url points to, if that is an address of this machine.
 
     Elsewhere (a name that only workers know, another machine, a port that something has) somebody passes it on.
     """
     parts = urlsplit(worker_url)
     name = parts.hostname or ""
-    if host not in LOOPBACK or parts.scheme != "http":
+    if parts.scheme != "http":
         return None
     port = parts.port or 80
     try:

@@ -10,6 +10,7 @@ import pytest
 from tests.acceptance.docker_product import DockerProduct
 from tests.hand_made_image import needs_engine
 from tests.images.bench import missing
+from tests.images.certificates import write_certificates
 
 from multinode.wire import (
     Empty,
@@ -103,12 +104,12 @@ def free_port():
         return made.getsockname()[1]
 
 
-def wait_until_healthy(product):
+def wait_until_healthy(container):
     """Asks as the engine does, which would only begin after half a minute."""
-    command = product.container.image.attrs["Config"]["Healthcheck"]["Test"][1:]
+    command = container.image.attrs["Config"]["Healthcheck"]["Test"][1:]
     deadline = time.monotonic() + 60
-    while product.container.exec_run(command).exit_code != 0:
-        assert time.monotonic() < deadline, product.container.logs().decode()
+    while container.exec_run(command).exit_code != 0:
+        assert time.monotonic() < deadline, container.logs().decode()
         time.sleep(0.2)
 
 
@@ -116,7 +117,7 @@ def wait_until_healthy(product):
 def product(engine, image, tmp_path):
     made = ServerInContainer(tmp_path, engine, image)
     try:
-        wait_until_healthy(made)
+        wait_until_healthy(made.container)
         label = made.label
         yield made
         made.client().call(Empty, "POST", "/v1/server/stop", StopRequest("now"))
@@ -138,6 +139,41 @@ def test_the_image_is_small_and_has_no_more_than_it_needs(engine, image):
     assert said.decode().split() == ["False", "False", "10001"]
 
 
+@pytest.fixture
+def run_alone(engine, image):
+    """Runs the image on addresses of its own, with processes."""
+    made = []
+
+    def run(*options, folder, **variables):
+        container = engine.containers.run(
+            image,
+            ["--runner", "process", "--allow-process", *options],
+            detach=True,
+            network_mode="none",
+            environment=variables,
+            volumes={str(folder): {"bind": "/etc/multinode", "mode": "ro"}},
+        )
+        made.append(container)
+        return container
+
+    yield run
+    for container in made:
+        container.remove(force=True, v=True)
+
+
+def test_it_is_healthy_with_tls_and_refuses_to_do_without(run_alone, tmp_path):
+    tls = tmp_path / "tls"
+    tls.mkdir(mode=0o755)
+    write_certificates(tls)
+    (tls / "server.pem").chmod(0o644)  # the server is another user
+    pem = "/etc/multinode/server.pem"
+    wait_until_healthy(run_alone(folder=tls, MULTINODE_TLS_CERT=pem, MULTINODE_TLS_KEY=pem))
+    wait_until_healthy(run_alone("--allow-http", folder=tls))
+    refused = run_alone(folder=tls)
+    assert refused.wait(timeout=60)["StatusCode"] == 2
+    assert "--allow-http" in refused.logs().decode()
+
+
 def test_a_function_goes_on_while_the_container_of_the_server_is_made_anew(product):
     product.deploy(MAIN)
     client = product.client()
@@ -147,7 +183,7 @@ def test_a_function_goes_on_while_the_container_of_the_server_is_made_anew(produ
     values = client.call(ValuesAnswer, "GET", f"{url}/values?wait_s=30", wait_s=30)
     assert values.values
     product.container.restart(timeout=10)
-    wait_until_healthy(product)
+    wait_until_healthy(product.container)
     deadline = time.monotonic() + 60
     client = product.client()
     while client.call(InvocationInfo, "GET", url).status == "RUNNING":

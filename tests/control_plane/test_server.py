@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 
 import pytest
+from tests.control_plane.bench import make_settings
+from tests.control_plane.told_plane import ToldRunner
 
 from multinode_control_plane import listening, server
 
@@ -52,22 +55,38 @@ def free_port(address):
 
 def test_it_listens_where_the_worker_url_points_to_if_that_is_here(own_address):
     url = f"http://{own_address}:{free_port(own_address)}"
-    door = listening.door_at(url, "127.0.0.1")
+    door = listening.door_at(url)
     assert door.url == url
     assert f"{own_address}:1" in door.hosts
-    assert listening.door_at(url, "127.0.0.1") is None, "somebody listens there by now"
+    assert listening.door_at(url) is None, "somebody listens there by now"
     door.listener.close()
 
 
 @pytest.mark.parametrize("name", ["192.0.2.77", "nowhere.invalid", "localhost"])
 def test_it_listens_nowhere_else_for_a_worker_url_of_others(name):
-    assert listening.door_at(f"http://{name}:{free_port('127.0.0.1')}", "127.0.0.1") is None
+    assert listening.door_at(f"http://{name}:{free_port('127.0.0.1')}") is None
 
 
-def test_a_proxy_and_a_server_beyond_loopback_need_no_second_listener(own_address):
+class InContainers(ToldRunner):
+    name = "docker"
+
+
+def door_of(tmp_path, **settings):
+    made = make_settings(tmp_path, **settings)
+    return asyncio.run(listening.worker_door(made, InContainers(), None, is_shared=False))
+
+
+def test_a_proxy_and_a_server_beyond_loopback_need_no_second_listener(own_address, tmp_path):
     port = free_port(own_address)
-    assert listening.door_at(f"https://{own_address}:{port}", "127.0.0.1") is None
-    assert listening.door_at(f"http://{own_address}:{port}", "0.0.0.0") is None
+    assert door_of(tmp_path, worker_url=f"https://{own_address}:{port}") is None
+    assert door_of(tmp_path, worker_url=f"http://{own_address}:{port}", host="0.0.0.0") is None
+
+
+def test_a_server_that_speaks_tls_has_one_in_plain_http_for_workers(own_address, tmp_path):
+    url, pem = f"http://{own_address}:{free_port(own_address)}", tmp_path / "server.pem"
+    door = door_of(tmp_path, worker_url=url, host="0.0.0.0", tls_cert=pem, tls_key=pem)
+    assert door.url == url
+    door.listener.close()
 
 
 @pytest.mark.parametrize("url", ["10.0.0.5:9470", "ftp://x", "http://", "http://x:99999"])
