@@ -55,15 +55,24 @@ def test_addresses_are_forgotten_for_others(monkeypatch):
 
 def test_an_open_request_that_is_over_makes_room():
     made = OpenRequests(1)
-    made.begin("a")
-    made.begin("b")
+    made.begin("a", 0.0)
+    made.begin("b", 0.0)
     with pytest.raises(TooManyRequests, match="a has 1 open requests"):
-        made.begin("a")
+        made.begin("a", 0.0)
     made.end("a")
-    made.begin("a")
+    made.begin("a", 0.0)
     made.end("a")
     made.end("b")
     assert not made._open
+
+
+def test_the_log_is_told_of_a_busy_caller_once_a_minute(caplog):
+    made = OpenRequests(1)
+    made.begin("The key 'a'", 0.0)
+    for now in (0.0, 1.0, 59.0, 60.0, 61.0):
+        with pytest.raises(TooManyRequests):
+            made.begin("The key 'a'", now)
+    assert caplog.messages == ["The key 'a' has 1 open requests: more are refused"] * 2
 
 
 def asked_with(key: str) -> dict[str, Any]:

@@ -156,6 +156,30 @@ def test_requests_are_counted_by_route_without_the_time_that_they_waited(served)
     assert seen(f"{name}_count", status="4xx", method="none", route="none") == 1
 
 
+def test_refusals_for_a_key_or_a_limit_are_counted(served):
+    key, limits = served.key("read", "reader"), served.api.open_requests
+
+    def ask(secret: str | None, path: str = "/v1/projects", method: str = "GET") -> int:
+        headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
+        return httpx.request(method, served.url + path, headers=headers).status_code
+
+    served.api.wrong_keys.limit = 1
+    assert [ask(each) for each in (None, "mnk_wrong", "mnk_wrong")] == [401, 401, 429]
+    assert ask(key, "/v1/keys") == 403
+    limits.limit = 0
+    assert ask(key) == 429
+    limits.limit = 1000
+    exchange = served.url + "/v1/worker/exchange"
+    assert httpx.post(exchange, content=b"x" * 70_000).status_code == 413
+    assert ask(key, "/v1/projects/none") == 404
+    seen = Scraped(served)
+    counted = {
+        "not_logged_in": 2, "too_many_wrong_keys": 1, "not_allowed": 1, "too_many_requests": 1,
+        "request_too_large": 1, "project_not_found": None,
+    }  # fmt: skip
+    assert {code: seen("http_requests_refused_total", error=code) for code in counted} == counted
+
+
 def test_the_names_of_projects_are_bounded():
     names = Names(limit=2)
     assert [names(name) for name in ("a", "b", "c", "a", "d")] == ["a", "b", OTHERS, "a", OTHERS]

@@ -237,13 +237,12 @@ async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -
         # Its hint names projects that are alike, of all that there are.
         is_limited = caller is not None and caller.within is not None
         return refuse(ProjectNotFound(error.message) if is_limited else error)
-    except AccessError as error:
+    except MultinodeError as error:
+        plane.metrics.refused_with(error.code)
         refused = refuse(error)
-        if error.retry_after_s is not None:
+        if isinstance(error, AccessError) and error.retry_after_s is not None:
             refused.headers["retry-after"] = str(math.ceil(error.retry_after_s))
         return refused
-    except MultinodeError as error:
-        return refuse(error)
     except ClientDisconnect:
         return Response(status_code=499)
     except Exception:
@@ -272,7 +271,7 @@ def _count(plane: ControlPlane, caller: Caller) -> None:
     if asked is None or not caller.name:
         return
     name = f"The {'worker' if caller.worker else 'key'} {caller.name!r}"
-    plane.open_requests.begin(name)
+    plane.open_requests.begin(name, time.monotonic())
     asked.counted_as = name
 
 

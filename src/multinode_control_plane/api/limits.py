@@ -6,6 +6,7 @@ Everything here is of this process alone, and lives on the event loop.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ WRONG_KEYS = 30
 WRONG_KEYS_S = 60.0
 OPEN_REQUESTS_S = 1.0
 """After which whoever has too many open requests may ask again."""
+LOG_S = 60.0
+"""Between two lines about the same caller."""
 ADDRESSES = 10_000
 """Of which wrong keys are counted. The one that was counted first is forgotten for one more."""
 
@@ -65,10 +68,13 @@ class OpenRequests:
 
     limit: int
     _open: Counter[str] = field(default_factory=Counter)
+    _logged: dict[str, float] = field(default_factory=dict)
+    """When the log was last told of whom."""
 
-    def begin(self, name: str) -> None:
-        """One more. Raises TooManyRequests past the limit; then there is nothing to end."""
+    def begin(self, name: str, now: float) -> None:
+        """One more, at ``now`` of a monotonic clock. Raises TooManyRequests past the limit; then there is nothing to end."""
         if self._open[name] >= self.limit:
+            self._log(name, now)
             message = f"{name} has {self.limit} open requests already."
             raise TooManyRequests(
                 message,
@@ -76,6 +82,11 @@ class OpenRequests:
                 retry_after_s=OPEN_REQUESTS_S,
             )
         self._open[name] += 1
+
+    def _log(self, name: str, now: float) -> None:
+        if now - self._logged.get(name, -math.inf) >= LOG_S:
+            self._logged[name] = now
+            log.warning("%s has %d open requests: more are refused", name, self.limit)
 
     def end(self, name: str) -> None:
         """One less."""

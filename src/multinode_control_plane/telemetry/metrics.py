@@ -29,6 +29,12 @@ MAX_PROJECTS = 100
 OTHERS = "(others)"
 """In place of the names of further projects; no project has this name."""
 
+REFUSALS = (
+    "not_logged_in", "too_many_wrong_keys", "not_allowed", "too_many_requests",
+    "request_too_large", "bundle_too_large",
+)  # fmt: skip
+"""Codes of errors that say: not with this key, or not so much."""
+STORE_ERRORS = ("storage_full", "store_unreachable", "internal_error")
 QUICK_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SLOW_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3600)
 LONG_S = (0.01, 0.1, 1, 10, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600)
@@ -68,6 +74,14 @@ class Metrics:
         self.runner_errors = self._counter(
             "runner_errors", "Acts of the runner that failed.", "operation"
         )
+        # From 0 on: what begins with its first failure has not grown by it, and nobody is alerted.
+        for counter, labels in (
+            (self.refused, REFUSALS),
+            (self.store_errors, STORE_ERRORS),
+            (self.runner_errors, ("start", "other")),
+        ):
+            for label in labels:
+                counter.labels(label)
 
     def _of_invocations(self) -> None:
         self.started = self._counter("invocations_started", "New invocations.", "project")
@@ -98,6 +112,9 @@ class Metrics:
             "method",
             "route",
             "status",
+        )
+        self.refused = self._counter(
+            "http_requests_refused", "Requests that were refused for their key or a limit.", "error"
         )
         self.open_requests = self._gauge(
             "http_open_requests", "Requests that are being answered, or wait for a change."
@@ -153,6 +170,11 @@ class Metrics:
     def answered(self, method: str, route: str, status: int, lasted_s: float) -> None:
         """A request of a known route, or ``none``, was answered."""
         self.requests.labels(method, route, f"{status // 100}xx").observe(lasted_s)
+
+    def refused_with(self, code: str) -> None:
+        """A request was refused with an error of this code."""
+        if code in REFUSALS:
+            self.refused.labels(code).inc()
 
     def committed(self, jobs: int, lasted_s: float) -> None:
         """The writer has committed a transaction of so many jobs."""
