@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from multinode import wire
 from multinode_control_plane import bundle_copies
@@ -13,6 +14,7 @@ from multinode_control_plane.api.routes import WORKER_ENDPOINTS, make_app
 from multinode_control_plane.listening import Serving, worker_door
 from multinode_control_plane.local_state import FILE, Local
 from multinode_control_plane.runners.storage import size
+from multinode_control_plane.service import audit
 
 log = logging.getLogger("multinode")
 
@@ -73,16 +75,26 @@ async def _fetch_bundles(plane: ControlPlane) -> None:
 
 
 async def _collect_regularly(plane: ControlPlane) -> None:
-    """Removes what no version has used for long, and what is over the disk limit."""
+    """Removes what no version has used for long, what is over the disk limit, and old lines of the audit log."""
     while True:
         await asyncio.sleep(COLLECT_S)
         try:
+            await forget_audit(plane, time.time())
             unused_s = plane.context.settings.keep_unused_s
             done = await collect(plane, unused_s=unused_s, dry_run=False)
             if done:
                 log.info("removed what nothing needs: %s", "; ".join(map(_in_words, done)))
         except Exception:  # the outermost edge: the next time it is tried again
             log.exception("what nothing needs could not be removed")
+
+
+async def forget_audit(plane: ControlPlane, now: float) -> None:
+    """Removes what the audit log is to keep no longer, in small steps, between which others write."""
+    kept_s = plane.context.settings.keep_audit_s
+    if kept_s == 0:
+        return
+    while await plane.store.write(lambda tx: audit.forget(tx, now - kept_s)):
+        pass
 
 
 def _in_words(item: wire.Collected) -> str:

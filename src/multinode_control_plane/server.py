@@ -64,8 +64,6 @@ log = logging.getLogger("multinode")
 
 LOCAL_KEY = "local"
 SWITCH_S = 0.0005
-COLLECT_S = 600.0
-"""Output may grow by much meanwhile."""
 
 
 @dataclass

@@ -81,6 +81,8 @@ class Settings:
     traces: bool = False
     """Whether OpenTelemetry's variables name where traces go."""
     keep_unused_s: float = 7 * 24 * 3600.0
+    keep_audit_s: float = 400 * 24 * 3600.0
+    """Of lines of the audit log; 0: for ever."""
     stop_delay_s: float = 0.0
     max_values: int = 100_000
     max_values_bytes: int = 256 * 1024 * 1024
@@ -121,6 +123,7 @@ _SPANS = {
     "silence": "seconds without a word from a worker before the runner is asked for it",
     "unreachable": "seconds of silence of a worker that lives before it is stopped",
     "stop_delay": "seconds that a server which was told to end serves on, while /readyz says that it is not ready",
+    "keep_audit": "seconds that lines of the audit log are kept; 0 keeps all",
     "keep_unused": "seconds that environments, images and bundles which no version uses are kept",
 }
 _SIZES = {

@@ -15,13 +15,12 @@ from typing import Any
 import httpx
 import pytest
 from tests.control_plane.bench import make_settings
-from tests.control_plane.told_plane import Plane, ServedPlane, on_plane, serving
+from tests.control_plane.told_plane import Plane, ServedPlane, api_of, on_plane, serving
 
 from multinode import wire
 from multinode.errors import InputError
 from multinode_cli.commands.local_server import RunningServer, restart_options
 from multinode_control_plane.api.border import KnownHosts
-from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.field_api.refusals import KNOWN
 from multinode_control_plane.api.routes import make_app
 from multinode_control_plane.listening import known_hosts
@@ -552,12 +551,6 @@ class Held:
             self.found.set()
             await self.go_on.wait()
         return answer
-
-
-def api_of(plane: Plane) -> ControlPlane:
-    return ControlPlane(
-        plane.store, plane.scheduler, plane.runner, None, plane.context, print, "sqlite"
-    )
 
 
 def test_the_token_of_a_worker_that_goes_while_it_is_looked_up_is_not_kept(tmp_path: Path) -> None:

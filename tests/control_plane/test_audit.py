@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.control_plane.told_plane import Plane, ServedPlane, on_plane, serving
+import sqlalchemy as sa
+from tests.control_plane.told_plane import Plane, ServedPlane, api_of, on_plane, serving
 
 from multinode import wire
 from multinode.client import Client
 from multinode.errors import InvocationNotFound, NotAllowed
+from multinode_control_plane import model
+from multinode_control_plane.leading import forget_audit
 from multinode_control_plane.service import audit
 from multinode_control_plane.service.access import Caller
 from multinode_control_plane.service.audit import Act
+from multinode_control_plane.store import Transaction
 
 FUNCTION = "/v1/projects/shop/functions/f/invocations"
 LATER = {"inputs": ["[[],{}]"], "delay_s": 3600}
@@ -92,6 +96,42 @@ def test_what_is_refused_leaves_no_line(served: ServedPlane) -> None:
         with pytest.raises(InvocationNotFound):
             admin.call(wire.InvocationInfo, "POST", path)
     assert told(admin) == []
+
+
+@pytest.mark.parametrize(("keep_audit_s", "left"), [(1000.0, [7, 8]), (0.0, [*range(9)])])
+def test_old_lines_are_removed_step_by_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_audit_s: float, left: list[int]
+) -> None:
+    monkeypatch.setattr(audit, "STEP", 3)
+    steps: list[bool] = []
+    forget = audit.forget
+    monkeypatch.setattr(
+        audit, "forget", lambda tx, before: steps.append(True) or forget(tx, before)
+    )
+
+    async def test(plane: Plane) -> None:
+        for number in range(9):
+            await plane.store.write(lambda tx, n=number: note_at(tx, n))
+        await forget_audit(api_of(plane), NOW)
+        log = await plane.store.read(
+            lambda connection: audit.page(connection, since=None, project=None, offset=None)
+        )
+        assert [int(line.target) for line in reversed(log.lines)] == left
+        assert len(steps) == (3 if keep_audit_s else 0)
+
+    on_plane(tmp_path, test, keep_audit_s=keep_audit_s)
+
+
+NOW = 1_800_000_000.0
+
+
+def note_at(tx: Transaction, number: int) -> None:
+    """A line that is a second over 1,000 s old, but for the two newest."""
+    audit.note(tx, (Caller("ada", "admin"), Act("invoke", str(number))))
+    at = NOW - 1001 if number < 7 else NOW - 999
+    tx.connection.execute(
+        sa.update(model.audit).where(model.audit.c.target == str(number)).values(at=at)
+    )
 
 
 def test_it_comes_in_pages_and_since(tmp_path: Path) -> None:

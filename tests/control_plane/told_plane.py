@@ -239,6 +239,13 @@ class Plane:
         return self.runner.launches[-1]
 
 
+def api_of(plane: Plane) -> ControlPlane:
+    """What serves it, without a socket and without bundles."""
+    return ControlPlane(
+        plane.store, plane.scheduler, plane.runner, None, plane.context, print, "sqlite"
+    )
+
+
 def on_plane(tmp_path: Path, test: Callable[[Plane], Awaitable[None]], **settings: Any) -> None:
     async def run() -> None:
         plane = Plane(tmp_path, **settings)

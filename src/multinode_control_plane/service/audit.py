@@ -14,6 +14,8 @@ from multinode_control_plane.service.access import Caller
 from multinode_control_plane.store import Transaction
 
 PAGE = 200
+STEP = 500
+"""Lines that one transaction removes."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,15 @@ def page(
     found = list(connection.execute(query))
     following = str(found[PAGE].seq) if len(found) > PAGE else None
     return wire.AuditLog([_line(row) for row in found[:PAGE]], following)
+
+
+def forget(tx: Transaction, before: float) -> bool:
+    """Removes up to `STEP` of the oldest lines, as far as they are from before that time (POSIX seconds). Whether there may be more."""
+    oldest = sa.select(audit.c.seq, audit.c.at).order_by(audit.c.seq).limit(STEP)
+    old = [row.seq for row in tx.connection.execute(oldest) if row.at < before]
+    if old:
+        tx.connection.execute(sa.delete(audit).where(audit.c.seq.in_(old)))
+    return len(old) == STEP
 
 
 def _line(row: sa.Row[tuple[object, ...]]) -> wire.AuditLine:
