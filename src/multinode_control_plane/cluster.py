@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from multinode.errors import ControlPlaneError
 from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.forwarding import Forwarding
 from multinode_control_plane.leadership import Leadership
 from multinode_control_plane.leading import Leading
 from multinode_control_plane.notifications import KEYS, Notice, Notifications
+from multinode_control_plane.service import rings
+from multinode_control_plane.store import Transaction
 
 log = logging.getLogger("multinode")
 
@@ -89,6 +93,8 @@ class Cluster:
             self._heed(notice)
         elif self._leadership.epoch is not None:
             self._missed.append(notice)
+        if rings.ASKED in notice.events:
+            self._spawn(self._tell_ring())
 
     def _heed(self, notice: Notice) -> None:
         if notice.effects or notice.woken:
@@ -97,8 +103,26 @@ class Cluster:
     def _deafened(self) -> None:
         self._plane.store.changes.fire_each()
         self._spawn(self._plane.read_keys())
+        self._spawn(self._tell_ring())
         if self._plane.leads:
             self._plane.scheduler.heed([], woken=True)
+
+    async def _tell_ring(self) -> None:
+        """Stores which keys of `.env` values this process has."""
+        store, sealer = self._plane.store, self._plane.context.sealer
+        if sealer.source is None:
+            return
+        await asyncio.to_thread(sealer.refresh)
+        place = f"{sealer.source.name} on {socket.gethostname()}"
+
+        def job(tx: Transaction) -> None:
+            living = store.database.listeners(tx.connection)
+            rings.tell(tx, store.id, place, sealer.key_ids, living)
+
+        try:
+            await store.write(job, durable=False)
+        except ControlPlaneError as error:  # it is asked again where it matters
+            log.warning("which keys this process has could not be told: %s", error)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -51,6 +51,12 @@ class Database(Protocol):
     def was_committed(self, connection: sa.Connection, writer: str, number: int) -> bool:
         """Whether the transaction with this note was the writer's last one that was committed. Comes after `begin`."""
 
+    def note_listener(self, connection: sa.Connection, process: str) -> None:
+        """Has `listeners` name the process for as long as the connection lasts."""
+
+    def listeners(self, connection: sa.Connection) -> set[str]:
+        """The processes of which a connection with their note lasts: those that live."""
+
     def is_away(self, error: Exception) -> bool:
         """Whether it means that the connection is lost, and that all of the transaction may be tried again on another."""
 
@@ -105,6 +111,13 @@ class Sqlite:
     def was_committed(self, connection: sa.Connection, writer: str, number: int) -> bool:
         """See `note_commit`."""
         return False
+
+    def note_listener(self, connection: sa.Connection, process: str) -> None:
+        """Nothing: there are no others."""
+
+    def listeners(self, connection: sa.Connection) -> set[str]:
+        """See `note_listener`."""
+        return set()
 
     def is_away(self, error: Exception) -> bool:
         """A file is there."""
@@ -169,6 +182,18 @@ class Postgres:
         )
         return found.scalar() == number
 
+    def note_listener(self, connection: sa.Connection, process: str) -> None:
+        """See `Database`."""
+        name = f"{_LISTENER}{process}"
+        connection.exec_driver_sql("SELECT set_config('application_name', %s, false)", (name,))
+
+    def listeners(self, connection: sa.Connection) -> set[str]:
+        """See `Database`."""
+        found = connection.exec_driver_sql(
+            "SELECT application_name FROM pg_stat_activity WHERE datname = current_database()"
+        ).scalars()
+        return {name.removeprefix(_LISTENER) for name in found if name.startswith(_LISTENER)}
+
     def is_away(self, error: Exception) -> bool:
         """See `Database`."""
         if not isinstance(error, sa.exc.DBAPIError):
@@ -193,6 +218,8 @@ class Postgres:
         return _silent(str(error.orig))
 
 
+_LISTENER = "multinode listener "
+"""Begins the name of the connection on which a process hears the others."""
 _AGAIN = frozenset(
     {
         "57P01",  # the server stops

@@ -124,6 +124,15 @@ sealing = sa.Table(
 columns are of the last rotation to that key: what asked for it, the ids of the keys before, and how many versions it has
 encrypted; NULL before there was one."""
 
+rings = sa.Table(
+    "rings",
+    metadata,
+    sa.Column("process", sa.Text, primary_key=True),
+    sa.Column("place", sa.Text, nullable=False),
+    sa.Column("key_ids", sa.JSON, nullable=False),
+)
+"""Which keys each of the processes has that share the database, and where its ring is."""
+
 functions = sa.Table(
     "functions",
     metadata,

@@ -145,6 +145,7 @@ class Notifications:
     def _hear_all(self, connection: sa.Connection) -> None:
         """Until the end, or until the connection is lost, which raises."""
         connection.exec_driver_sql(f"LISTEN {CHANNEL}")
+        self._store.database.note_listener(connection, self._store.id)
         self._store.on_loop(self._deafened)
         driver: Any = connection.connection.driver_connection
         while not self._ended.is_set():

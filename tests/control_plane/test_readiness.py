@@ -7,9 +7,11 @@ import threading
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from tests.control_plane.told_plane import on_plane, serving
 
 from multinode.errors import NotReady, StorageFull
+from multinode_control_plane import model
 from multinode_control_plane.api import readiness
 from multinode_control_plane.api.readiness import DRAINING, READY, STARTING, Readiness
 from multinode_control_plane.server import Stop, _until_stopped
@@ -133,3 +135,19 @@ def test_a_server_that_waits_for_what_runs_is_not_ready(tmp_path):
             await asyncio.wait_for(served.stopping, 10)
 
         served.do(end())
+
+
+def test_a_ring_that_lacks_the_current_key_is_the_reason(monkeypatch, tmp_path):
+    monkeypatch.setattr(readiness, "FRESH_S", -1.0)
+
+    async def test(plane) -> None:
+        made = Readiness(plane.store, plane.context.sealer)
+        made.open()
+        await made.check()
+        key = "fedcba9876543210"
+        await plane.store.write(
+            lambda tx: tx.connection.execute(sa.update(model.sealing).values(key_id=key))
+        )
+        assert f"encrypted with the key {key}" in await why_not(made)
+
+    on_plane(tmp_path, test)

@@ -79,7 +79,7 @@ class ControlPlane:
     forwarding: Forwarding | None = None
 
     def __post_init__(self) -> None:
-        self.readiness = Readiness(self.store)
+        self.readiness = Readiness(self.store, self.context.sealer)
         self.open_requests = OpenRequests(self.context.settings.max_open_requests)
         self.store.on_commit, self.store.on_failure = self._committed, self.metrics.commit_failed
         self.scheduler.tell, self.scheduler.runner_failed = self._tell, self.metrics.runner_failed

@@ -16,7 +16,7 @@ from multinode.errors import InvalidRequest
 from multinode_control_plane import __version__, model
 from multinode_control_plane.api.calls import Call, ControlPlane
 from multinode_control_plane.runners.storage import DEPLOY_S, OUTPUT, Limits, Stored, superfluous
-from multinode_control_plane.service import access, audit, deployments, sealing, usage
+from multinode_control_plane.service import access, audit, deployments, usage
 from multinode_control_plane.service.audit import Act
 from multinode_control_plane.telemetry import scrape
 
@@ -93,28 +93,6 @@ async def stop(call: Call) -> wire.Empty:
     await call.act(lambda _: None, lambda _: Act("stop server", mode))
     call.plane.stop(mode)
     return wire.Empty()
-
-
-async def rotate_key(call: Call) -> wire.RotatedKey:
-    """Encrypts all `.env` values with a new key, and retires the old ones. Asked again, it goes on with one that was broken off."""
-    store, sealer = call.plane.store, call.plane.context.sealer
-    source, request_key = sealer.source, call.query("request_key") or ""
-    assert source is not None, "the server gives its sealer one"
-    target = await store.write(lambda tx: sealing.prepare(tx, sealer, source, request_key))
-    rotation = await call.act(
-        lambda tx: sealing.begin(tx, sealer, source, target, request_key),
-        lambda begun: None if begun.is_known else Act("rotate key", begun.key_id),
-    )
-    count = None
-    while count is None:
-        if not await store.write(lambda tx: sealing.go_on(tx, sealer, rotation)):
-            count = await store.write(lambda tx: sealing.end(tx, sealer, source, rotation))
-    left = ""
-    if not source.is_writable and rotation.retiring:
-        left = (
-            f"{source.name} still has the old keys: take them out of it. They are needed no more."
-        )
-    return wire.RotatedKey(rotation.key_id, count, list(rotation.retiring), left)
 
 
 async def checks(call: Call) -> list[wire.Finding]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-import sqlalchemy as sa
-
 from multinode.errors import ControlPlaneError, NotReady
+from multinode_control_plane.service import sealing
+from multinode_control_plane.service.dotenv import Sealer, missing_key
 from multinode_control_plane.store import Store
 
 ANSWER_S = 2.0
@@ -24,9 +24,9 @@ class Readiness:
     A process that drains goes on answering: only new clients are to go elsewhere.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, sealer: Sealer | None = None) -> None:
         self.state = STARTING
-        self._store = store
+        self._store, self._sealer = store, sealer
         self._why = "It is starting."
         self._asking: asyncio.Task[None] | None = None
         self._answered_at: float | None = None
@@ -69,5 +69,12 @@ class Readiness:
             raise NotReady(error.message, error.hint) from error
 
     async def _read(self) -> None:
-        await self._store.read(lambda connection: connection.execute(sa.select(1)).scalar())
+        key = await self._store.read(sealing.current)
+        if key is not None and self._sealer is not None:
+            await self._see_key(self._sealer, key)
         self._answered_at = time.monotonic()
+
+    async def _see_key(self, sealer: Sealer, key: str) -> None:
+        """Raises NotReady where its ring lacks the key that encrypts `.env` values: what it lacks it can neither open nor hand on."""
+        if not await asyncio.to_thread(sealer.has, key):
+            raise NotReady(*missing_key(sealer.source, key, sealer.key_ids))

@@ -43,7 +43,7 @@ from multinode.errors import (
     RegistryFailed,
     VersionNotFound,
 )
-from multinode_control_plane.api import deployments, installation, invocations, workers
+from multinode_control_plane.api import deployments, installation, invocations, rotation, workers
 from multinode_control_plane.api.border import Border, KnownHosts
 from multinode_control_plane.api.calls import (
     Call,
@@ -100,7 +100,7 @@ ENDPOINTS = (
     Endpoint(
         "POST",
         "/v1/server/rotate-key",
-        installation.rotate_key,
+        rotation.rotate_key,
         role="admin",
         query=(Query("request_key", "Any text: the same one rotates only once."),),
         errors=(Conflict,),

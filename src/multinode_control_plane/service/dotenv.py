@@ -67,7 +67,7 @@ class Sealer:
     def has(self, wanted: str) -> bool:
         """Whether values of the key with this id can be opened; reads the ring anew before it says no. Blocks."""
         if wanted not in self._known:
-            self._read_anew()
+            self.refresh()
         return wanted in self._known
 
     def _key(self, wanted: str) -> bytes:
@@ -78,7 +78,7 @@ class Sealer:
     def _opened(self, sealed: bytes, sealed_with: str | None) -> bytes:
         with contextlib.suppress(InvalidToken):
             return self._opener.decrypt(sealed)
-        self._read_anew()
+        self.refresh()
         try:
             return self._opener.decrypt(sealed)
         except InvalidToken as error:
@@ -87,7 +87,8 @@ class Sealer:
     def _no_key(self, wanted: str) -> InternalError:
         return InternalError(*missing_key(self.source, wanted, self.key_ids))
 
-    def _read_anew(self) -> None:
+    def refresh(self) -> None:
+        """Reads the ring anew: others may have changed it. Blocks."""
         if self.source is None:
             return
         try:
