@@ -25,7 +25,7 @@ from multinode.errors import (
 )
 from multinode_control_plane import model
 from multinode_control_plane.runners import Runner, WorkerEnd, WorkerLaunch, WorkerNotMadeError
-from multinode_control_plane.service import executions
+from multinode_control_plane.service import deployments, executions
 from multinode_control_plane.service.actions import (
     ForgetWorker,
     RemoveLogs,
@@ -96,6 +96,7 @@ class Scheduler:
     async def open(self, worker_url: str) -> None:
         """Opens the runner, adopts the workers that live, gives up the others, and begins to schedule."""
         await self.runner.open(self._worker_ended, worker_url)
+        await self.runner.learn(await self.store.read(deployments.environments_kept))
         known = await self.store.read(executions.alive)
         ends = await self.runner.adopt([who.worker_id for who in known])
         # Not earlier: where it takes over from another process, requests change things meanwhile. What that leaves to do is found below.

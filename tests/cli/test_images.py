@@ -305,7 +305,11 @@ ModuleNotFoundError: No module named 'distutils'"""
 def test_a_requirement_that_fails_is_told_with_its_line(said, requirements, message, place):
     files = {"requirements.txt": requirements.encode()}
     error = failures.build_failed(
-        COMMAND_FAILED, said.splitlines(), base_image="python:3.8", files=files
+        COMMAND_FAILED,
+        said.splitlines(),
+        base_image="python:3.8",
+        platform="linux/amd64",
+        files=files,
     )
     assert isinstance(error, EnvironmentBuildFailed)
     assert error.message == message
@@ -325,7 +329,9 @@ def test_a_requirement_that_fails_is_told_with_its_line(said, requirements, mess
 )  # fmt: skip
 def test_a_system_package_that_fails_is_named(line, message):
     lines = ["== Installing system packages", line]
-    error = failures.build_failed(COMMAND_FAILED, lines, base_image="python:3.8", files={})
+    error = failures.build_failed(
+        COMMAND_FAILED, lines, base_image="python:3.8", platform="linux/amd64", files={}
+    )
     assert error.message == message
 
 
@@ -339,8 +345,27 @@ def test_a_system_package_that_fails_is_named(line, message):
 )
 def test_each_builder_says_in_its_own_way_that_a_command_failed(words):
     lines = ["== Installing system packages", "E: Unable to locate package libgl7"]
-    error = failures.build_failed(words, lines, base_image="python:3.8", files={})
+    error = failures.build_failed(
+        words, lines, base_image="python:3.8", platform="linux/amd64", files={}
+    )
     assert error.message == "There is no system package libgl7 for python:3.8."
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("The command '/bin/sh -c x' returned a non-zero code: 1", "exec /bin/sh: exec format error"),
+        ("OCI runtime create failed: exec user process caused: exec format error: unknown", ""),
+        ('process "/bin/sh -c x" did not complete successfully: exit code: 1', "exec /bin/sh: exec format error"),
+    ],
+)  # fmt: skip
+def test_an_image_for_a_processor_that_is_not_there_says_how_it_can_be_built(words, line):
+    error = failures.build_failed(
+        words, [line], base_image="python:3.12", platform="linux/arm64", files={}
+    )
+    assert error.message.startswith("The image is for linux/arm64, and the Docker engine cannot")
+    assert "--install arm64" in error.hint
+    assert "DOCKER_HOST" in error.hint
 
 
 @pytest.mark.parametrize(

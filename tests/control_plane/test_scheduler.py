@@ -35,6 +35,20 @@ def test_a_timer_that_is_hours_away_is_set_again_each_hour(tmp_path: Path) -> No
     on_plane(tmp_path, test)
 
 
+def test_a_runner_is_told_of_all_environments_before_it_adopts(tmp_path: Path) -> None:
+    """Another process, with a folder of its own, may have led meanwhile."""
+
+    async def first(plane: Plane) -> None:
+        assert plane.runner.learnt == []
+        await plane.deploy()
+
+    async def second(plane: Plane) -> None:
+        assert plane.runner.learnt == ["e" * 64]
+
+    on_plane(tmp_path, first)
+    on_plane(tmp_path, second)
+
+
 def test_a_start_that_fails_in_an_unforeseen_way_frees_the_slot(tmp_path: Path) -> None:
     async def test(plane: Plane) -> None:
         plane.runner.start_error = OSError(24, "Too many open files")

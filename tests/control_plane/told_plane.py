@@ -73,6 +73,9 @@ class ToldRunner:
     async def open(self, on_end: Callable[[WorkerEnd], None], worker_url: str) -> None:
         self.on_end = on_end
 
+    async def learn(self, environments: Any) -> None:
+        self.learnt = [info.digest for info in environments]
+
     async def start(self, launch: Any) -> None:
         self.launches.append(launch)
         await self.may_start.wait()

@@ -80,21 +80,29 @@ class Bench:
             self.api.remove_container(container)
         return name
 
-    def order(self, digest, registry=None):
+    def order(self, digest, registry=None, platform=None):
         repository = registry.repository if registry else f"multinode-test-{self.mark[:8]}"
         version = self.api.version()
-        platform = f"{version['Os']}/{version['Arch']}"
+        platform = platform or f"{version['Os']}/{version['Arch']}"
         tag = f"{repository}:{digest}"
         return wire.ImageOrder(digest, platform, tag, self.labels, registry)
 
     def make(
-        self, spec, *, registry=None, digest="d" * 64, no_cache=False, follower=None, **environ
+        self,
+        spec,
+        *,
+        registry=None,
+        digest="d" * 64,
+        platform=None,
+        no_cache=False,
+        follower=None,
+        **environ,
     ):
         """Makes an image with the classic builder (there is no docker command on the path) and reports it."""
         self.follower = follower or Follower()
         given = {"PATH": "", "HOME": "/nonexistent", "PIP_CONFIG_FILE": os.devnull, **environ}
         given |= {k: v for k, v in os.environ.items() if k.startswith("DOCKER_") and k not in given}
-        order = self.order(digest, registry)
+        order = self.order(digest, registry, platform)
         spec = spec.replace(settings=index_settings({**given, **(spec.settings or {})}))
         return make_image(
             order,

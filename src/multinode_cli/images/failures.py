@@ -13,6 +13,8 @@ MAX_HINT_CHARACTERS = 2_000
 REFUSED_BY_BASE_IMAGE = "multinode-error: "
 """What begins the line in which the Dockerfile says what the base image lacks."""
 
+_FOREIGN = ("exec format error",)
+"""The kernel's words for a program of another processor; for such it may have QEMU."""
 _COMMAND_FAILED = re.compile(
     r"returned a non-zero code|executor failed running|did not complete successfully"
 )
@@ -58,12 +60,19 @@ class EngineRefused(Exception):
 
 
 def build_failed(
-    words: str, lines: Sequence[str], *, base_image: str, files: Mapping[str, bytes]
+    words: str,
+    lines: Sequence[str],
+    *,
+    base_image: str,
+    platform: str,
+    files: Mapping[str, bytes],
 ) -> MultinodeError:
     """What a build is told as that the engine ended with ``words`` after ``lines``; ``files`` are the requirements."""
     text = "\n".join(lines)
     if _has(f"{words}\n{text}", _DISK_FULL):
         return disk_full()
+    if _has(f"{words}\n{text}", _FOREIGN):
+        return _foreign(words, base_image, platform)
     if not _COMMAND_FAILED.search(words):
         return _engine_failed(words, lines, base_image)
     lacking = next((line for line in lines if line.startswith(REFUSED_BY_BASE_IMAGE)), "")
@@ -76,6 +85,16 @@ def build_failed(
     if any(line.startswith("== Installing system packages") for line in lines):
         return _apt_failed(text, base_image)
     return _engine_failed(words, lines, base_image)
+
+
+def _foreign(words: str, base_image: str, platform: str) -> MultinodeError:
+    machine = platform.partition("/")[2]
+    message = f"The image is for {platform}, and the Docker engine cannot run such programs: those of {base_image}."
+    cure = (
+        f"Deploy with DOCKER_HOST set to an engine on a machine that is {machine}, or let this one emulate it: "
+        f"`docker run --privileged --rm tonistiigi/binfmt --install {machine}`."
+    )
+    return EnvironmentBuildFailed(message, f"{cure} The engine says:\n{words}")
 
 
 def _engine_failed(words: str, lines: Sequence[str], base_image: str) -> MultinodeError:

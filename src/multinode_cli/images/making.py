@@ -93,7 +93,11 @@ class _Work:
             }
             words = output.cleaned(error.words)
             raise failures.build_failed(
-                words, output.lines, base_image=self._context.base_image, files=inputs
+                words,
+                output.lines,
+                base_image=self._context.base_image,
+                platform=self._order.platform,
+                files=inputs,
             ) from error
         image = self._engine.image(self._order.tag)
         if image is None:

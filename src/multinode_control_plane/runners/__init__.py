@@ -93,6 +93,12 @@ class Runner(Protocol):
     async def open(self, on_end: OnEnd, worker_url: str) -> None:
         """Makes it ready. ``on_end`` is called on the loop, once for each worker made or adopted, when it is gone."""
 
+    async def learn(self, environments: Iterable[EnvironmentInfo]) -> None:
+        """All that the store has: what is here of them may be older or missing, where another process has led meanwhile.
+
+        Comes after ``open``, before anything is started or adopted.
+        """
+
     def size_for(self, cpu: float, memory_mib: int) -> WorkerSize | None:
         """What a worker of a function that asks for this is made with; None where it is just that.
 

@@ -239,6 +239,10 @@ class DockerRunner:
 
     # --- environments ----------------------------------------------------------------------------------
 
+    async def learn(self, environments: Iterable[EnvironmentInfo]) -> None:
+        """See ``Images.learn``."""
+        await self.images.learn(environments)
+
     def size_for(self, cpu: float, memory_mib: int) -> None:
         """None: workers have what their functions ask for."""
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 OWN_TAG = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{12})?")
 """The environment's digest; with the image's where that was made anew."""
-RENEWAL_S = 30.0
+RENEWAL_S = 5.0
 """A login that is younger is not made anew, however often it is said to be refused: it is not its age that is wrong."""
 UNTAGGED_DAYS = 14
 LIFECYCLE = {

@@ -125,6 +125,9 @@ class ProcessRunner:
         self._cgroups = found = cgroups.find(self._data_dir)
         self.enforces, self.unenforced_reason = found.enforces, found.reason
 
+    async def learn(self, environments: Iterable[EnvironmentInfo]) -> None:
+        """Nothing: its environments are folders, and are made where they are missing."""
+
     def size_for(self, cpu: float, memory_mib: int) -> None:
         """None: workers have what their functions ask for."""
 

@@ -70,6 +70,12 @@ def environment(connection: sa.Connection, digest: str) -> wire.EnvironmentInfo:
     return wire.from_plain(wire.EnvironmentInfo, found)
 
 
+def environments_kept(connection: sa.Connection) -> list[wire.EnvironmentInfo]:
+    """All that are stored."""
+    found = connection.execute(sa.select(environments.c.info)).scalars()
+    return [wire.from_plain(wire.EnvironmentInfo, info) for info in found]
+
+
 def described_before(
     connection: sa.Connection, context: Context, request: wire.DescribeRequest
 ) -> list[wire.FunctionDescription] | None:
