@@ -47,6 +47,8 @@ class Cluster:
         self._waiting: asyncio.Task[None] | None = None
         self._missed: list[Notice] = []
         """Heard while the scheduler opened."""
+        self._has_missed = False
+        """Whether something may not have been heard then."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def open(self) -> None:
@@ -66,6 +68,10 @@ class Cluster:
         await self._leading.end()
         await self._leadership.release()
 
+    def forward_no_more(self) -> None:
+        """This process serves no more: what it has passed on is answered soon, or sent elsewhere."""
+        self._forwarding.end()
+
     async def close(self) -> None:
         """After `hand_over`, and when nothing is asked any more."""
         await asyncio.to_thread(self._notifications.close)
@@ -79,6 +85,8 @@ class Cluster:
             for notice in self._missed:
                 self._heed(notice)
             self._missed.clear()
+            if self._has_missed:
+                await self._plane.scheduler.catch_up()
             await self._leadership.show(self._url)
         except Exception as error:  # the outermost edge of this task: the process ends with it
             self._fallen(error)
@@ -105,7 +113,9 @@ class Cluster:
         self._spawn(self._plane.read_keys())
         self._spawn(self._tell_ring())
         if self._plane.leads:
-            self._plane.scheduler.heed([], woken=True)
+            self._spawn(self._plane.scheduler.catch_up())
+        elif self._leadership.epoch is not None:
+            self._has_missed = True
 
     async def _tell_ring(self) -> None:
         """Stores which keys of `.env` values this process has."""
@@ -127,5 +137,11 @@ class Cluster:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
         return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            # Where the database was away: whoever listens again looks again.
+            log.warning("what the other processes change is not read: %s", task.exception())

@@ -125,6 +125,18 @@ class Scheduler:
             await asyncio.wait(self._tasks, timeout=5)
         await self.runner.close()
 
+    async def catch_up(self) -> None:
+        """Finds in the store what the commits of other processes have left to do, where some were not heard."""
+        for worker_id in await self.store.read(executions.to_be_stopped):
+            self._spawn(self._stop(worker_id, 0.0))
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_at = (
+            None,
+            0.0,
+        )  # the tick looks for the next one: an earlier one may have been missed
+        await self._store(lambda tx: tx.wake())
+
     def heed(self, effects: list[object], *, woken: bool) -> None:
         """Does what the commit of another process leaves to the leader."""
         self.perform(effects)

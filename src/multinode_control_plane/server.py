@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,8 +69,12 @@ SWITCH_S = 0.0005
 
 @dataclass
 class Stop:
-    """Which kind of stop was asked for. A later, stronger one replaces an earlier one."""
+    """Which kind of stop was asked for. A later, stronger one replaces an earlier one.
 
+    ``hurry`` is called for one that waits for nothing.
+    """
+
+    hurry: Callable[[], None]
     event: asyncio.Event = field(default_factory=asyncio.Event)
     mode: str = ""
 
@@ -77,6 +82,8 @@ class Stop:
         """``drain``, ``now`` or ``restart``."""
         self.mode = mode
         self.event.set()
+        if mode == "restart":
+            self.hurry()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -142,6 +149,7 @@ def _log_to(path: str | None, log_format: str, *, foreground: bool) -> None:
     is_read_by_people = foreground and log_format == "text"
     level = logging.WARNING if is_read_by_people else logging.INFO
     logging.basicConfig(level=level, handlers=[handler])
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else: each request that is passed on
 
 
 async def serve(settings: Settings, ready: Ready, *, foreground: bool) -> None:
@@ -150,7 +158,7 @@ async def serve(settings: Settings, ready: Ready, *, foreground: bool) -> None:
     sys.setswitchinterval(SWITCH_S)
     store = Store(_ready_database(settings.database))
     store.open(asyncio.get_running_loop())
-    stop = Stop()
+    stop = Stop(store.hurry)
     _handle_signals(stop, foreground=foreground)
     try:
         await _serve_store(store, settings, ready, stop, foreground=foreground)
@@ -209,32 +217,22 @@ async def _serve_store(
     serving = [Serving(make_app(plane, known_hosts(settings)), listener, settings.certificate)]
     if door is not None:
         serving.append(Serving(make_app(plane, door.hosts), door.listener))
-    if cluster is not None:
-        await cluster.settled.wait()
-    _write_server_file(settings, local_url, local.key, choice.reason, port)
-    ready.up(url)
-    log.info("listening on %s", url)
-    if is_open_to_readers(settings):
-        log.warning(
-            "%s is plain HTTP: whoever is on the way reads keys and values. "
-            "Use --tls-cert and --tls-key, or a proxy with TLS and --trusted-proxies.",
-            url,
-        )
-    why = f", {choice.reason}" if choice.reason else ""
-    log.info("runner: %s%s", runner.name, why)
-    follows = "" if plane.leads else ", another process leads"
-    _say(
-        foreground and settings.log_format == "text",
-        f"Multinode control plane on {url} (runner: {runner.name}{why}{follows}). Ctrl-C stops it.",
-    )
     try:
+        if cluster is not None:
+            await _first_of(cluster.settled, stop.event)
+        if not stop.event.is_set():
+            _write_server_file(settings, local_url, local.key, choice.reason, port)
+            _tell_up(plane, url, choice.reason, ready, foreground=foreground)
         await _until_stopped(plane, stop, foreground=foreground)
+        store.hurry()
         if cluster is not None:
             await cluster.hand_over()
         if not part.has_fallen:
             await _let_clients_go(stop, settings.stop_delay_s)
     finally:
         store.changes.fire_all()
+        if cluster is not None:
+            cluster.forward_no_more()
         for each in serving:
             await each.end()
         await leading.end()
@@ -244,6 +242,35 @@ async def _serve_store(
             await asyncio.to_thread(tracing.close)
         _server_file_of(settings).unlink(missing_ok=True)
     part.check()
+
+
+def _tell_up(plane: ControlPlane, url: str, reason: str, ready: Ready, *, foreground: bool) -> None:
+    """Tells whoever started it, the log, and a person at the terminal."""
+    settings = plane.context.settings
+    ready.up(url)
+    log.info("listening on %s", url)
+    if is_open_to_readers(settings):
+        log.warning(
+            "%s is plain HTTP: whoever is on the way reads keys and values. "
+            "Use --tls-cert and --tls-key, or a proxy with TLS and --trusted-proxies.",
+            url,
+        )
+    why = f", {reason}" if reason else ""
+    name = plane.runner.name
+    log.info("runner: %s%s", name, why)
+    follows = "" if plane.leads else ", another process leads"
+    _say(
+        foreground and settings.log_format == "text",
+        f"Multinode control plane on {url} (runner: {name}{why}{follows}). Ctrl-C stops it.",
+    )
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    """Waits until one of them is set."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 class Part:
@@ -308,10 +335,7 @@ async def _until_stopped(plane: ControlPlane, stop: Stop, *, foreground: bool) -
                 f"Waiting for {left} running invocations; Ctrl-C cancels them.",
             )
             log.info("waiting for %d running invocations", left)
-            waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(stop.event.wait())]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
+            await _first_of(event, stop.event)
 
 
 async def _let_clients_go(stop: Stop, delay_s: float) -> None:

@@ -40,6 +40,8 @@ PATIENCE_S = 0.05
 """How long what is not urgent waits for another's commit."""
 AWAY_PATIENCE_S = 20.0
 """How long reads and writes wait for a database that is away, before they are answered that it is."""
+HURRIED_PATIENCE_S = 1.0
+"""The same, where this process is to end."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 """Between two attempts to connect to it."""
 
@@ -181,6 +183,7 @@ class Store:
         self._held: deque[_Write[Any]] = deque()
         """Taken from the queue while the database was away, for those who waited too long to be told."""
         self._closed = False
+        self._hurried = False
         self._writing: sa.Connection | None = None
         self._number = 0
         self._in_doubt: list[Transaction] | None = None
@@ -212,6 +215,16 @@ class Store:
             self._thread.join()
         self._readers.shutdown()
         self.database.engine.dispose()
+
+    def hurry(self) -> None:
+        """This process is to end: from now on nobody waits long for a database that is away."""
+        self._hurried = True
+
+    @property
+    def _patience_s(self) -> float:
+        if self._closed:
+            return 0.0
+        return HURRIED_PATIENCE_S if self._hurried else AWAY_PATIENCE_S
 
     def on_loop(self, call: Callable[[], None]) -> None:
         """Has it called on the event loop, from any thread."""
@@ -269,14 +282,14 @@ class Store:
         return await loop.run_in_executor(self._readers, self._read, job, time.monotonic())
 
     def _read(self, job: Callable[[sa.Connection], T], asked_at: float | None = None) -> T:
-        until = (time.monotonic() if asked_at is None else asked_at) + AWAY_PATIENCE_S
+        since = time.monotonic() if asked_at is None else asked_at
         pauses = _pauses()
         while True:
             try:
                 return self._read_once(job)
             except (sa.exc.DBAPIError, OverflowError) as error:
                 is_away = self.database.is_away(error)
-                if not is_away or self._closed or time.monotonic() > until:
+                if not is_away or time.monotonic() >= since + self._patience_s:
                     raise self.database.translated(error) from error
                 time.sleep(next(pauses))
 
@@ -408,8 +421,7 @@ class Store:
                 self._jobs.put(None)
                 break
             self._held.append(following)
-        patience_s = 0.0 if self._closed else AWAY_PATIENCE_S
-        since = time.monotonic() - patience_s
+        since = time.monotonic() - self._patience_s
         late = [w for w in (*batch, *self._held) if w.put_at <= since and not w.given_up]
         for write in late:
             write.given_up = True

@@ -106,6 +106,24 @@ def test_a_worker_that_is_being_made_when_it_is_cancelled_is_stopped_once_it_is_
     on_plane(tmp_path, test)
 
 
+def test_what_was_left_to_do_by_commits_that_were_not_heard_is_found(tmp_path: Path) -> None:
+    async def test(plane: Plane) -> None:
+        await plane.deploy(max_concurrency=2)
+        await plane.start(delay_s=3600.0)  # what the timer is set to
+        cancelled = await plane.start()
+        launch = await plane.launch_of(cancelled)
+        perform, plane.store.perform = plane.store.perform, lambda effects: None
+        await plane.store.write(lambda tx: invocations.cancel(tx, [cancelled]))
+        soon = await plane.start(delay_s=0.1)
+        plane.store.perform = perform
+        assert plane.runner.stops == []
+        await plane.scheduler.catch_up()
+        await plane.launch_of(soon)
+        assert plane.runner.stops == [launch.worker_id]
+
+    on_plane(tmp_path, test)
+
+
 def test_nothing_is_kept_in_memory_of_a_worker_that_is_gone(tmp_path: Path) -> None:
     async def test(plane: Plane) -> None:
         await plane.deploy()

@@ -21,6 +21,7 @@ from multinode import wire
 from multinode.client import Client, path_of
 from multinode.errors import NotLoggedIn, ServerStopping
 from multinode_control_plane.leadership import PATIENCE_S, Watch
+from multinode_control_plane.runners.worker_processes import is_living
 from multinode_control_plane.service import leaders
 from multinode_control_plane.service.leaders import Leader
 
@@ -43,6 +44,10 @@ def wait_for(path):
     return "seen"
 """
 TAKEN_OVER_S = 10.0
+SOON_S = 4.5
+"""In which a process ends; after 5 s uvicorn cuts off what is open."""
+THREE = '[{"py/tuple":[1,2]},{}]'
+"""The input whose sum it is."""
 
 
 class Pair:
@@ -122,6 +127,12 @@ def result_of(product, invocation_id):
         time.sleep(0.05)
 
 
+def log_of(product):
+    """Of its last process."""
+    (path,) = Path(product.environ["MULTINODE_HOME"]).rglob("server.log")
+    return path.read_text()
+
+
 @pytest.mark.slow
 def test_both_serve_and_hear_each_other(pair, tmp_path):
     leader, follower = pair.first.client(), pair.second.client()
@@ -157,6 +168,46 @@ def test_both_serve_and_hear_each_other(pair, tmp_path):
             ask_for(5, short)
     for client in (leader, follower):
         client.close()
+
+
+@pytest.mark.slow
+def test_a_leader_finds_what_it_did_not_hear(pair, postgres_server):
+    with closing(pair.first.client()) as client:
+        path = path_of("projects", "shop", "functions", "add", "invocations")
+        later = wire.StartRequest(inputs=[THREE], delay_s=3600.0)
+        client.call(wire.StartAnswer, "POST", path, later)  # what the leader's timer is set to
+    with closing(pair.second.client()) as client:
+        postgres_server.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            f"WHERE query = 'LISTEN multinode' AND datname = '{urlsplit(pair.url).path[1:]}'"
+        )
+        soon = wire.StartRequest(inputs=[THREE], delay_s=1.0)
+        told = client.call(wire.StartAnswer, "POST", path, soon)
+    assert result_of(pair.second, told.invocation_ids[0]) == ("SUCCEEDED", "3")
+    for product in pair.products:
+        log = log_of(product)
+        assert "is not heard" in log
+        assert "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_a_follower_that_stops_lets_workers_go(pair, tmp_path):
+    sign = tmp_path / "sign"
+    running = pair.first.json("invoke", "wait_for", str(sign), "--detach")["invocation_id"]
+    path = path_of("invocations", running)
+    with closing(pair.first.client()) as client:
+        while client.call(wire.InvocationInfo, "GET", path).status != "RUNNING":
+            time.sleep(0.02)
+    time.sleep(1)  # its worker's watch is open, through the follower
+    pid, began = pair.second.server["pid"], time.monotonic()
+    os.kill(pid, signal.SIGTERM)
+    while is_living(pid):
+        assert time.monotonic() - began < SOON_S, log_of(pair.second)
+        time.sleep(0.02)
+    assert "Traceback" not in log_of(pair.second)
+    pair.relay.lead_to(urlsplit(pair.first.server["url"]).port)
+    sign.touch()
+    assert result_of(pair.first, running) == ("SUCCEEDED", '"seen"')
 
 
 @pytest.mark.slow

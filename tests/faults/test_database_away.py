@@ -1,0 +1,144 @@
+"""Control planes whose PostgreSQL is gone: each ends soon when it is told to, and one that cannot lead does not say that it is up."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tests.acceptance.product import COMMAND, Product
+from tests.postgres import Relay
+
+from multinode_control_plane.leadership import LOOK_S
+
+SOON_S = 8.0
+"""In which it ends: each of the few things that it then asks of its database is given up within a second."""
+
+
+class Process(Product):
+    """One of several, each with a home of its own, that use the database at ``url``."""
+
+    def __init__(self, folder, url, **variables):
+        super().__init__(folder)
+        folder.mkdir()
+        self.environ |= {"MULTINODE_DATABASE": url, "MULTINODE_PORT": "0", **variables}
+        self.process = None
+
+    def begin(self):
+        """Returns at once."""
+        log = (self.folder / "log").open("wb")
+        argv = [COMMAND, "server", "run"]
+        self.process = subprocess.Popen(argv, env=self.environ, stdout=log, stderr=log)
+        log.close()
+
+    @property
+    def log(self):
+        return (self.folder / "log").read_text()
+
+    def until_up(self):
+        deadline = time.monotonic() + 30
+        while not (self.folder / "home/server.json").exists():
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.05)
+
+    def end(self):
+        """How long it took to end when it was told to."""
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(60) == 0, self.log
+        return time.monotonic() - began
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """Begins a process with this name and URL; none is left."""
+    made = []
+
+    def begun(name, url, **variables):
+        made.append(Process(tmp_path / name, url, **variables))
+        made[-1].begin()
+        return made[-1]
+
+    yield begun
+    for each in made:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()
+
+
+@pytest.mark.slow
+def test_processes_end_soon_without_it(begin, own_postgres, tmp_path):
+    url = own_postgres.new_database(empty=True)
+    variables = {"MULTINODE_DATA_DIR": str(tmp_path / "data")}
+    leader = begin("leader", url, **variables)
+    leader.until_up()
+    follower = begin("follower", url, **variables)
+    follower.until_up()
+    own_postgres.stop()
+    time.sleep(3)  # the leader's beat and the follower's look have found out
+    for each in (follower, leader):
+        assert each.end() < SOON_S
+        assert "Traceback" not in each.log
+
+
+@pytest.mark.slow
+def test_one_that_waits_for_somebody_to_lead_ends_too(begin, own_postgres):
+    relay = Relay(own_postgres.port)
+    url = own_postgres.new_database().replace(f":{own_postgres.port}/", f":{relay.port}/")
+
+    def lose(data):
+        relay.is_cut = relay.is_cut or b"UPDATE leader" in data
+        if relay.is_cut:
+            raise ConnectionError
+        return True
+
+    relay.on_client_bytes = lose
+    try:
+        alone = begin("alone", url)
+        deadline = time.monotonic() + 30
+        while not relay.is_cut:
+            assert time.monotonic() < deadline, alone.log
+            time.sleep(0.05)
+        time.sleep(2 * LOOK_S)
+        assert not (alone.folder / "home/server.json").exists()
+        assert alone.end() < SOON_S
+    finally:
+        relay.close()
+
+
+UNABLE = """
+import sys
+from multinode.errors import InputError
+from multinode_control_plane import server
+from multinode_control_plane.leading import Leading
+
+async def begin(self):
+    raise InputError("Nobody would reach it.", "Say how.")
+
+Leading.begin = begin
+sys.exit(server.main())
+"""
+
+
+def test_one_that_cannot_lead_does_not_come_up(tmp_path, postgres_server):
+    options = [f"--home={tmp_path}", f"--database={postgres_server.new_database()}", "--port=0"]
+    done = subprocess.run(
+        [sys.executable, "-c", UNABLE, *options, "--ready-fd=1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert json.loads(done.stdout) == {
+        "error": {
+            "code": "invalid_input",
+            "message": "Nobody would reach it.",
+            "hint": "Say how.",
+        }
+    }
+    assert "Traceback" not in done.stderr
