@@ -173,7 +173,7 @@ def test_workers_are_adopted_after_a_restart(product):
 
 def test_without_a_worker_url_the_server_does_not_start_and_says_why(product, tmp_path):
     other = Product(tmp_path)
-    other.environ = {**product.environ, "MULTINODE_HOME": str(tmp_path / "home")}
+    other.environ = {**product.environ, **other.environ}
     done = other.call("server", "start")
     assert done.returncode == 2
     assert "may not reach this machine" in done.stderr

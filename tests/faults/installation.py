@@ -68,6 +68,10 @@ class Installation:
             word = ready.readline()
         assert b"url" in word, (word, self.log())
 
+    def until_led(self) -> None:
+        """On PostgreSQL who starts after a kill leads some seconds later: only then do workers begin."""
+        self.server_info()
+
     def begin_start(self, fault: Fault | None = None) -> int:
         """Starts the server, and returns the descriptor on which it says that it listens."""
         assert self._server is None, "it runs already"
@@ -172,6 +176,8 @@ class Installation:
     def environ(self) -> dict[str, str]:
         """The environment of commands."""
         kept = {name: text for name, text in os.environ.items() if not name.startswith("MULTINODE")}
+        if self.database:
+            kept["MULTINODE_DATABASE"] = self.database
         return {**kept, "MULTINODE_HOME": str(self.home), "MULTINODE_RUNNER": "process"}
 
     def known(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tests.faults.installation import Installation, wait_until
 def running(shared: Installation) -> Iterator[Installation]:
     """Its server was started by the command; ends without one."""
     shared.run("server", "start", *shared.options())
+    shared.until_led()
     yield shared
     shared.run("server", "stop", "--now")
     nothing_is_left(shared)
@@ -27,6 +28,7 @@ def in_foreground(shared: Installation) -> Iterator[subprocess.Popen[str]]:
     """``server run``."""
     with shared.popen("server", "run", *shared.options()) as process:
         read_until(process, "Ctrl-C stops it")
+        shared.until_led()
         yield process
         process.kill()
 

@@ -27,6 +27,7 @@ def sockets_of(pid: int) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_sixty_clients_at_once(shared: Installation):
     shared.start()
+    shared.until_led()
     held = shared.function("impatient").start("held", "go-held")
     shared.wait_for("held", "start")
     threads, sockets = threads_of(shared.pid), sockets_of(shared.pid)
