@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from multinode.errors import InputError, MissingExtra
+from multinode.errors import AwsFailed, InputError
+from multinode_control_plane.aws import Service
 from multinode_control_plane.runners import whole_files
 from multinode_control_plane.settings import Settings
 
 KEY_BYTES = 32
 NEW_KEY = "openssl rand -base64 32"
 """Makes one."""
-_AWS_PATIENCE = {"connect_timeout": 5, "read_timeout": 10, "retries": {"total_max_attempts": 2}}
 
 
 class Source(Protocol):
@@ -179,6 +179,7 @@ class AwsSource:
 
     def __init__(self, secret_id: str) -> None:
         self._secret_id = secret_id
+        self._service = Service("secretsmanager", attempts=2)
         self.name = f"The AWS secret {secret_id}"
 
     def read(self) -> tuple[bytes, ...]:
@@ -196,23 +197,12 @@ class AwsSource:
         """See `Source`."""
         self._call("put_secret_value", SecretString=as_text(keys))
 
-    def _call(self, method: str, **arguments: Any) -> Any:
+    def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
         try:
-            import boto3  # lazy: half a second, and an extra
-            from botocore.config import Config
-            from botocore.exceptions import BotoCoreError, ClientError
-        except ImportError as error:
-            from multinode.distribution import install_command
-
-            message = f"--secret-key-from aws: needs boto3, which is not installed here ({error})."
-            raise MissingExtra(message, f"Install it with: {install_command('aws')}") from error
-        try:
-            client = boto3.client("secretsmanager", config=Config(**_AWS_PATIENCE))
-            return getattr(client, method)(SecretId=self._secret_id, **arguments)
-        except (BotoCoreError, ClientError) as error:
-            message = f"{self.name} cannot be used: {error}."
-            hint = (
-                "Correct --secret-key-from, AWS_REGION or the login. One that is missing is made by: "
-                f'aws secretsmanager create-secret --name NAME --secret-string "$({NEW_KEY})"'
-            )
-            raise InputError(message, hint) from error
+            what = f"{self.name} cannot be used"
+            return self._service.call(method, what, SecretId=self._secret_id, **arguments)
+        except AwsFailed as error:
+            made_by = f'aws secretsmanager create-secret --name NAME --secret-string "$({NEW_KEY})"'
+            is_missing = error.reason == "ResourceNotFoundException"
+            hint = f"Correct --secret-key-from, or AWS_REGION. One is made by: {made_by}"
+            raise InputError(error.message, hint if is_missing else error.hint) from error

@@ -256,6 +256,14 @@ SERVER = {
     "server: a runner that there is not": ("--runner", "podman"),
     "server: a capacity that cannot be read": ("--capacity", "4 cores"),
     "server: a database that cannot be": ("--database", "mysql://me:secret@db/multinode"),
+    "server: a registry that cannot be": ("--registry", "https://r.example/mn"),
+    "server: a repository of AWS that cannot be": ("--registry", "ecr:Team"),
+    "server: a user for a repository of AWS": (
+        "--registry",
+        "ecr:mn",
+        "--registry-username",
+        "AWS",
+    ),
     "server: functions as this user, for others": ("--host", "0.0.0.0", "--runner", "process"),
     "server: plain HTTP for others": ("--host", "0.0.0.0", "--runner", "docker"),
 }

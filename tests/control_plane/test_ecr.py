@@ -243,10 +243,24 @@ def test_an_image_is_removed_with_its_tags(moto: Any) -> None:
 
 
 def test_what_is_in_a_repository_that_is_gone_is_gone(moto: Any) -> None:
-    repository = EcrRepository("nothing")
+    moto.create_repository(repositoryName="envs")
+    repository = EcrRepository("envs")
+    assert repository.login().repository == URI
+    moto.delete_repository(repositoryName="envs")
     assert repository.remove(f"{URI}@{DIGEST}") == ""
     assert repository.images() == []
     assert repository.find(f"{URI}@{DIGEST}") is None
+
+
+def test_an_image_of_another_region_is_neither_found_nor_removed(moto: Any) -> None:
+    """The same digest may be in both: copies of images keep it."""
+    moto.create_repository(repositoryName="envs")
+    digest = made_image(moto, ENVIRONMENT)
+    repository = EcrRepository("envs")
+    elsewhere = f"{URI.replace('eu-west-2', 'us-east-1')}@{digest}"
+    assert repository.find(elsewhere) is None
+    assert "is in another repository" in repository.remove(elsewhere)
+    assert repository.find(f"{URI}@{digest}") is not None
 
 
 def test_an_image_that_ecr_keeps_is_told(aws: ScriptedAws, ecr: EcrRepository) -> None:

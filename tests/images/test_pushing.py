@@ -9,11 +9,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from tests.aws.stand_in import StandIn
+from tests.images.bench import Follower
 from tests.images.conftest import PASSWORD, USER
 from tests.images.immutable_registry import immutable
 
 from multinode.errors import RegistryFailed
 from multinode.wire import EnvironmentSpec, Registry
+from multinode_control_plane.runners.ecr import EcrRepository
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -78,6 +81,30 @@ def test_a_tag_that_another_deploy_took_meanwhile_is_no_failure(shared_bench, re
             made = shared_bench.make(spec, registry=where, digest="f" * 64, no_cache=True)
         assert refusals == ["f" * 64]
         assert made.image.startswith(f"{where.repository}@sha256:")
+
+
+def test_a_token_of_ecr_that_is_void_when_the_push_begins_is_asked_for_anew(
+    shared_bench, spec, tmp_path, monkeypatch
+):
+    with StandIn(tmp_path) as aws:
+        for name, value in aws.environ.items():
+            monkeypatch.setenv(name, value)
+        clock = iter(range(0, 10**6, 60))
+        repository = EcrRepository("envs", makes_it=True, clock=lambda: float(next(clock)))
+        follower = Follower(
+            lambda step: aws.expire_tokens() if step.startswith("Pushing") else None
+        )
+        monkeypatch.setattr(
+            shared_bench, "another_login", lambda: repository.login(is_refused=True)
+        )
+        made = shared_bench.make(
+            spec, registry=repository.login(), digest="9" * 64, follower=follower
+        )
+        assert len(aws.calls("GetAuthorizationToken")) == 2
+        found = repository.find(made.image)
+        assert f"{aws.registry}/envs:{'9' * 64}" in found.names
+        assert found.size_bytes > 0
+        repository.close()
 
 
 @pytest.mark.parametrize("key", ["wrong", ""])

@@ -43,13 +43,16 @@ class EnginePlace:
         self._installation = installation
         self._repository = repository
         self._pulling: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._logging_in = asyncio.Lock()
 
     async def registry(self, *, is_refused: bool = False) -> Registry | None:
         """See ``Place.registry``."""
         if self._repository is None:
             return None
-        login: Registry = await self._do(self._repository.login, is_refused=is_refused)
-        return login
+        # One at a time: where AWS is slow, all of the runner's threads would wait, and no container would start.
+        async with self._logging_in:
+            login: Registry = await self._do(self._repository.login, is_refused=is_refused)
+            return login
 
     # --- one image -------------------------------------------------------------------------------------
 

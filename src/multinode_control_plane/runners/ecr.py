@@ -138,7 +138,9 @@ class EcrRepository:
 
     def find(self, image: str) -> PlacedImage | None:
         """What ECR has as ``repository@sha256:…``, with the names ``repository:tag`` too; None where it has nothing."""
-        digest = image.partition("@")[2]
+        address, _, digest = image.partition("@")
+        if address != self._address():
+            return None
         what = f"The image {image} cannot be looked at"
         try:
             answer = self._service.call(
@@ -193,7 +195,9 @@ class EcrRepository:
 
     def remove(self, image: str) -> str:
         """See ``Repository.remove``."""
-        digest = image.partition("@")[2]
+        address, _, digest = image.partition("@")
+        if address != self._address():
+            return f"{image} is in another repository than {self.name}: remove it there."
         what = f"The image {image} cannot be removed"
         try:
             answer = self._service.call(
