@@ -30,7 +30,8 @@ locals {
     MULTINODE_ECS_TASK_ROLE       = aws_iam_role.functions.arn
     MULTINODE_ECS_LOG_GROUP       = aws_cloudwatch_log_group.functions.name
 
-    AWS_REGION = local.region
+    AWS_REGION         = local.region
+    AWS_DEFAULT_REGION = local.region
     # Its file system cannot be written to elsewhere.
     TMPDIR = local.home
   })
@@ -53,8 +54,6 @@ locals {
       }
     }
   }
-
-  database_password = { name = "PGPASSWORD", valueFrom = "${local.database_secret_arn}:password::" }
 }
 
 resource "aws_ecs_task_definition" "control_plane" {
@@ -81,7 +80,6 @@ resource "aws_ecs_task_definition" "control_plane" {
       name       = "migrate"
       essential  = false
       entryPoint = ["multinode", "server", "migrate"]
-      secrets    = [local.database_password]
     }),
     merge(local.container, {
       name         = "control-plane"
@@ -89,10 +87,7 @@ resource "aws_ecs_task_definition" "control_plane" {
       dependsOn    = [{ containerName = "migrate", condition = "SUCCESS" }]
       portMappings = [{ containerPort = local.port, hostPort = local.port, protocol = "tcp" }]
       stopTimeout  = 60
-      secrets = [
-        local.database_password,
-        { name = "MULTINODE_ADMIN_KEY", valueFrom = aws_secretsmanager_secret.admin_key.arn },
-      ]
+      secrets      = [{ name = "MULTINODE_ADMIN_KEY", valueFrom = aws_secretsmanager_secret.admin_key.arn }]
       # Whether it lives; whether it can serve is what the load balancers ask.
       healthCheck = {
         command     = ["CMD", "python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:${local.port}/healthz', timeout=4)"]

@@ -2,6 +2,8 @@ locals {
   database_url = join("", [
     "postgresql://${aws_db_instance.this.username}@${aws_db_instance.this.address}:${local.database_port}/${aws_db_instance.this.db_name}",
     var.database.ca_file == null ? "?sslmode=require" : "?sslmode=verify-full&sslrootcert=${var.database.ca_file}",
+    # RDS changes the password every week: it is read anew for each connection.
+    "&password_from=aws:${local.database_secret_arn}",
   ])
   database_secret_arn = aws_db_instance.this.master_user_secret[0].secret_arn
   database_major      = split(".", var.database.engine_version)[0]

@@ -137,6 +137,12 @@ resource "aws_iam_role_policy" "control_plane" {
         Action   = ["secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue"]
         Resource = aws_secretsmanager_secret.key_ring.arn
       },
+      {
+        Sid      = "ReadTheDatabasesPassword"
+        Effect   = "Allow"
+        Action   = "secretsmanager:GetSecretValue"
+        Resource = local.database_secret_arn
+      },
     ])
   })
 }
@@ -178,7 +184,7 @@ resource "aws_iam_role_policy" "control_plane_execution" {
         Sid      = "HandItItsSecrets"
         Effect   = "Allow"
         Action   = "secretsmanager:GetSecretValue"
-        Resource = [aws_secretsmanager_secret.admin_key.arn, local.database_secret_arn]
+        Resource = aws_secretsmanager_secret.admin_key.arn
       },
     ]
   })

@@ -22,6 +22,7 @@ from multinode.errors import (
     StorageFull,
     StoreUnreachable,
 )
+from multinode_control_plane import database_passwords
 
 WRITER_LOCK, SCHEMA_LOCK = 0x6D756C7469, 0x6D756C7470
 """PostgreSQL's advisory locks of ours: who writes, and who changes the schema."""
@@ -143,7 +144,8 @@ class Postgres:
         if find_spec("psycopg") is None:
             message = "PostgreSQL's driver is not installed here (psycopg missing)."
             raise MissingExtra(message, f"Install it with: {install_command('server,postgres')}")
-        self.url = sa.make_url(url).set(drivername="postgresql+psycopg")
+        given, password = database_passwords.taken_out(sa.make_url(url))
+        self.url = given.set(drivername="postgresql+psycopg")
         self.engine = sa.create_engine(
             self.url,
             hide_parameters=True,
@@ -151,6 +153,11 @@ class Postgres:
             poolclass=sa.pool.NullPool,
             connect_args=connect_arguments(),
         )
+        if password is not None:
+
+            @sa.event.listens_for(self.engine, "do_connect")
+            def give(_dialect: Any, _record: Any, _given: Any, named: dict[str, Any]) -> None:
+                named["password"] = password.read()
 
     def begin(self, connection: sa.Connection, *, durable: bool) -> None:
         """See `Database`. Each statement sees what was committed before it, and the lock makes that all there is."""
