@@ -12,7 +12,7 @@ import traceback
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from multinode.errors import InputError, MultinodeError
 from multinode_cli.errors import envelope, needs_flag
@@ -21,11 +21,19 @@ from multinode_cli.settings import Settings
 if TYPE_CHECKING:
     from rich.status import Status as RichStatus
 
-_ANSI = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
+Style = Literal["bold", "dim", "red", "green", "yellow", "cyan"]
+_ANSI: dict[Style, str] = {
+    "bold": "1",
+    "dim": "2",
+    "red": "31",
+    "green": "32",
+    "yellow": "33",
+    "cyan": "36",
+}
 _GAP = "  "
 _LEAST_LAST_COLUMN = 20
 """With less room than that for the last column, a table's columns stand below each other."""
-STATUS_STYLE = {
+STATUS_STYLE: dict[str, Style] = {
     "SUCCEEDED": "green",
     "FAILED": "red",
     "TIMED_OUT": "red",
@@ -78,21 +86,22 @@ class Console:
                     line = line.replace(cell, self.styled(cell, STATUS_STYLE[cell]), 1)
             self.out(line)
 
-    def styled(self, text: str, style: str) -> str:
+    def styled(self, text: str, style: Style) -> str:
         """``text`` in a style where stdout has colour."""
         return _ansi(text, style) if self._settings.has_colour else text
 
     # --- stderr ---
 
-    def note(self, text: str, style: str = "") -> None:
+    def note(self, text: str, style: Style | None = None) -> None:
         """A line about what happens, above the changing line if there is one."""
         if self._line is not None:
             from rich.text import Text  # lazy: start-up time
 
-            self._line.console.print(Text(text, style=style), soft_wrap=True, highlight=False)
+            self._line.console.print(Text(text, style=style or ""), soft_wrap=True, highlight=False)
             return
-        styled = style and self._settings.has_motion
-        _write(sys.stderr, (_ansi(text, style) if styled else text) + "\n")
+        if style is not None and self._settings.has_motion:
+            text = _ansi(text, style)
+        _write(sys.stderr, text + "\n")
 
     def warn(self, text: str) -> None:
         """Something that went otherwise than asked for, but well."""
@@ -195,7 +204,7 @@ def _write(stream: TextIO, text: str) -> None:
     stream.flush()
 
 
-def _ansi(text: str, style: str) -> str:
+def _ansi(text: str, style: Style) -> str:
     return f"\x1b[{_ANSI[style]}m{text}\x1b[0m"
 
 

@@ -157,18 +157,24 @@ def read(directory: Path | None) -> Source:
 
 def check(source: Source) -> Checked:
     """Raise one InvalidTasks that tells everything that is wrong; the source with its functions otherwise."""
-    if not source.project_file.tasks.is_dir():
-        raise_for_problems(
-            source.problems, "Run this in a project's folder, or give the path of tasks/."
-        )
+    _check_folder(source)
     findings = check_code(source.project_file, source.files)
     raise_for_problems(findings.problems + source.problems, "Correct this; nothing was changed.")
     return Checked(source, findings.functions)
 
 
-def project_name(project_file: ProjectFile, given: str | None) -> str:
-    """``--project-name``, else ``project`` of multinode.toml; raises InputError where there is neither."""
-    name = project_file.project if given is None else given
+def _check_folder(source: Source) -> None:
+    """Raises InvalidTasks where there is no folder tasks/: nothing else can be right then."""
+    if not source.project_file.tasks.is_dir():
+        raise_for_problems(
+            source.problems, "Run this in a project's folder, or give the path of tasks/."
+        )
+
+
+def project_name(source: Source, given: str | None) -> str:
+    """``--project-name``, else ``project`` of multinode.toml; raises InputError where there is neither, InvalidTasks without tasks/."""
+    _check_folder(source)
+    name = source.project_file.project if given is None else given
     if name is None:
         message = "The project has no name."
         raise InputError(

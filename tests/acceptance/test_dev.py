@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 from tests.acceptance.product import COMMAND, Product
@@ -24,20 +27,25 @@ def greet(name):
 
 
 class Running:
-    """The command in the background, and what it has said so far."""
+    """The command at a terminal of its own, and what it has said there so far, without colours."""
 
     def __init__(self, product: Product) -> None:
+        self._terminal, inside = os.openpty()
+        environ = {**product.environ, "MULTINODE_PORT": "0", "TERM": "xterm-256color"}
+        environ.pop("NO_COLOR", None)
         self.process = subprocess.Popen(
-            [COMMAND, "dev"], cwd=product.folder, env={**product.environ, "MULTINODE_PORT": "0"},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [COMMAND, "dev"], cwd=product.folder, env=environ,
+            stdin=inside, stdout=inside, stderr=inside, start_new_session=True,
         )  # fmt: skip
+        os.close(inside)
         self.lines: list[str] = []
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
 
     def _read(self) -> None:
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip("\n"))
+        with open(self._terminal, encoding="utf-8", newline="\n") as lines, suppress(OSError):
+            for line in lines:  # until nobody has its other end any more, which is an error
+                self.lines.append(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line.rstrip("\r\n")))
 
     def until(self, text: str, count: int = 1) -> None:
         deadline = time.monotonic() + 60
@@ -51,7 +59,6 @@ class Running:
             self.process.send_signal(signal.SIGINT)
         code = self.process.wait(60)
         self._thread.join()
-        self.process.stdout.close()
         return code
 
 

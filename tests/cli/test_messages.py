@@ -128,6 +128,14 @@ def test_what_is_wrong_with_the_command_line(name, cli, project, messages, tmp_p
     messages.check(name, USAGE[name], outcome.code, outcome.err, replace=[(tmp_path, "/path/to")])
 
 
+@pytest.mark.parametrize("command", ["deploy", "upgrade", "dev"])
+def test_a_folder_without_a_project(command, cli, messages, tmp_path, plane, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = cli(command)
+    assert (outcome.out, plane.requests) == ("", [])
+    messages.check(f"usage: {command} where no project is", [command], outcome.code, outcome.err)
+
+
 ARGUMENTS = {
     "arguments: one missing": ("invoke", "billing/add", "1"),
     "arguments: too many": ("invoke", "billing/add", "1", "2", "3"),

@@ -24,7 +24,7 @@ from multinode_cli.commands.following import LineJoiner
 from multinode_cli.commands.frame import Answer, Commands, Session
 from multinode_cli.commands.names import ProjectName
 from multinode_cli.commands.shown import value_text
-from multinode_cli.console import Console
+from multinode_cli.console import Console, Style
 from multinode_cli.tasks_folder import ProjectFile
 
 commands = Commands()
@@ -53,10 +53,10 @@ def dev(
     Example: multinode dev
     """
     folder = Path(tasks_dir) if tasks_dir else None
-    project_file = release.read(folder).project_file
-    name = release.project_name(project_file, project_name)
+    source = release.read(folder)
+    project_file, name = source.project_file, release.project_name(source, project_name)
     was_running = local_server.find(session.settings.home) is not None
-    server = local_server.ensure(session.settings, session.console)
+    server = local_server.ensure(session.settings, session.console, ended_by="Ctrl-C")
     client = Client(server.url, server.key)
     voice = _Voice(session.console)
     logs = _Logs(client, name, voice)
@@ -87,7 +87,7 @@ class _Voice:
         self._console = console
         self._lock = threading.Lock()
 
-    def say(self, text: str, style: str = "") -> None:
+    def say(self, text: str, style: Style | None = None) -> None:
         """A line for people."""
         with self._lock:
             self._console.note(text, style)
@@ -99,8 +99,8 @@ class _Voice:
 
 
 def _deploy_at_saves(session: Session, work: _Work, voice: _Voice, logs: _Logs) -> None:
-    is_good = _deploy(session, work, voice)
     logs.start()
+    is_good = _deploy(session, work, voice)
     voice.say(f"Watching {work.project_file.tasks}; Ctrl-C ends this.", "dim")
     for _ in _saves(work.project_file):
         is_good = _deploy(session, work, voice, has_good=is_good) or is_good
@@ -227,7 +227,7 @@ class _Logs:
             self._say(f"{label} | {text}")
         self._say(f"{label} {ended.status} {ended.error.message}", "red")
 
-    def _say(self, text: str, style: str = "") -> None:
+    def _say(self, text: str, style: Style | None = None) -> None:
         if not self._is_over.is_set():
             self._voice.say(text, style)
 

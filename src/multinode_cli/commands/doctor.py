@@ -17,7 +17,7 @@ from multinode.wire import EnvironmentSpec, Finding, ServerInfo
 from multinode_cli.commands import local_server
 from multinode_cli.commands.frame import Answer, Commands, Session
 from multinode_cli.commands.shown import moment
-from multinode_cli.console import Console
+from multinode_cli.console import Console, Style
 from multinode_cli.tasks_folder.project_file import DEFAULT_PYTHON
 
 commands = Commands()
@@ -26,7 +26,7 @@ _MAX_CLOCK_DIFFERENCE_S = 30.0
 _CHECKS_S = 60.0
 """A container is tried."""
 _MIN_FREE_BYTES = 1024**3
-_MARKS = {"ok": "green", "note": "yellow", "FAIL": "red"}
+_MARKS: dict[str, Style] = {"ok": "green", "note": "yellow", "FAIL": "red"}
 
 
 @dataclass(frozen=True)

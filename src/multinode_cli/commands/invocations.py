@@ -40,7 +40,7 @@ from multinode_cli.commands.shown import (
     span_s,
     value_text,
 )
-from multinode_cli.console import Console
+from multinode_cli.console import Console, Style
 
 commands = Commands()
 
@@ -208,7 +208,7 @@ def _print_records(console: Console, records: Iterator[LogRecord], *, has_times:
 def _coloured(console: Console, stream: str, text: str) -> str:
     if stream == "stdout":
         return text
-    style = "dim" if stream == "system" else "yellow"
+    style: Style = "dim" if stream == "system" else "yellow"
     return "\n".join(console.styled(line, style) if line else "" for line in text.split("\n"))
 
 

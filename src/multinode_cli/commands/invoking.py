@@ -122,7 +122,7 @@ def _followed(session: Session, name: str, *, has_logs: bool) -> Answer:
     console.note(f"Started {name}")
     ended, was_interrupted = follow(console, session.patient_client, name, has_logs=has_logs)
     tell_failure(console, ended)
-    console.note(ended_line(ended), STATUS_STYLE.get(ended.status, ""))
+    console.note(ended_line(ended), STATUS_STYLE.get(ended.status))
     error = failure(ended)
 
     def show(console: Console) -> None:

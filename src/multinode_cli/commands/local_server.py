@@ -79,16 +79,16 @@ def find(home: Path) -> RunningServer | None:
     return server if _is_locked(server.lock) else None
 
 
-def ensure(settings: Settings, console: Console) -> RunningServer:
-    """The local control plane, started if need be, which one line then says."""
+def ensure(
+    settings: Settings, console: Console, *, ended_by: str = "multinode server stop"
+) -> RunningServer:
+    """The local control plane, started if need be, which one line then says, and what ends it."""
     server = find(settings.home)
     if server is not None:
         return server
     server, was_started = start(settings, console, [])
     if was_started:
-        console.note(
-            f"Started a local control plane at {server.url} (multinode server stop ends it)."
-        )
+        console.note(f"Started a local control plane at {server.url} ({ended_by} ends it).")
     return server
 
 

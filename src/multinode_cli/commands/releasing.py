@@ -115,7 +115,7 @@ def upgrade(
 
 def _release(session: Session, options: _Options) -> Answer:
     source = release.read(_folder(options.directory))
-    name = release.project_name(source.project_file, options.project_name)
+    name = release.project_name(source, options.project_name)
     checked = release.check(source)
     notice = source.project_file.environment.notice
     if notice:
