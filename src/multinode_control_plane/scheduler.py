@@ -23,6 +23,7 @@ from multinode.errors import (
     ServerStopping,
     by_code,
 )
+from multinode.worker.launch import INTERPRETER_PREFIXES
 from multinode_control_plane import model
 from multinode_control_plane.runners import Runner, WorkerEnd, WorkerLaunch, WorkerNotMadeError
 from multinode_control_plane.service import deployments, executions
@@ -33,7 +34,6 @@ from multinode_control_plane.service.actions import (
     StartWorker,
     StopWorker,
 )
-from multinode_control_plane.service.dotenv import INTERPRETER_PREFIXES
 from multinode_control_plane.service.executions import Context, WorkerIdentity
 from multinode_control_plane.service.facts import Fact
 from multinode_control_plane.service.hashing import is_same_secret

@@ -10,18 +10,21 @@ from __future__ import annotations
 import os
 import sys
 
-from . import processes, supervisor
-from .launch import ARGUMENTS, Launch, from_json
+from .. import errors
+from . import processes, reports, supervisor
+from .launch import ARGUMENTS, INTERPRETER_PREFIXES, Launch, from_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, List, NoReturn
+    from typing import Dict, List, NoReturn, Tuple
 
 
 def main(arguments: List[str]) -> NoReturn:
     """Reads the launch and lives the worker's life."""
     signals = supervisor.Signals()
     launch = _read_launch(arguments)
+    if launch.asks_for_env:
+        _begin_anew(*_ask_for_env(launch))
     if launch.interpreter_env:
         _begin_anew(launch, launch.interpreter_env)
     processes.adopt_orphans()
@@ -44,6 +47,16 @@ def _read_launch(arguments: List[str]) -> Launch:
     except (OSError, ValueError) as error:
         sys.exit(f"multinode worker: no launch could be read: {error}")
     sys.exit("multinode worker: give --launch-fd N or --launch-file PATH, or set MULTINODE_LAUNCH")
+
+
+def _ask_for_env(launch: Launch) -> Tuple[Launch, Dict[str, str]]:
+    """The variables of the `.env` that an interpreter reads when it starts, and the launch for the one that has them."""
+    launch = launch.replace(asks_for_env=None, nonce=os.urandom(16).hex())
+    try:
+        dotenv = reports.exchange(launch).dotenv
+    except errors.MultinodeError as error:
+        sys.exit(f"multinode worker {launch.worker_id}: {error}")
+    return launch, {n: dotenv[n] for n in dotenv if n.startswith(INTERPRETER_PREFIXES)}
 
 
 def _begin_anew(launch: Launch, env: Dict[str, str]) -> NoReturn:

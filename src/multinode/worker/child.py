@@ -17,6 +17,7 @@ from .. import wire
 from ..records import Record
 from . import frames, processes
 from .interrupts import Interruptible, Interrupts, TaskCancellation, call, resume, throw
+from .launch import INTERPRETER_PREFIXES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
 CHANNEL_LOST = 213
 """Exit code of a child whose end of the channel was closed by the user's code."""
-
-_INTERPRETER_PREFIXES = ("PYTHON", "LD_", "DYLD_", "MALLOC_")
-"""Environment variables that are read only where a program starts."""
 
 
 class Child(Record):
@@ -138,7 +136,7 @@ def _import_what_is_needed() -> None:
 
 def _needs_new_interpreter(assignment: wire.Assignment) -> bool:
     return any(
-        name.startswith(_INTERPRETER_PREFIXES) and os.environ.get(name) != value
+        name.startswith(INTERPRETER_PREFIXES) and os.environ.get(name) != value
         for name, value in assignment.dotenv.items()
     )
 

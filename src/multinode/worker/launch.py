@@ -16,6 +16,10 @@ ARGUMENTS = ("-c", "import sys; from multinode.worker.__main__ import main; main
 that ``-m`` costs."""
 
 
+INTERPRETER_PREFIXES = ("PYTHON", "LD_", "DYLD_", "MALLOC_")
+"""Variables that an interpreter or the loader reads when it starts; later is too late."""
+
+
 class Launch(Record):
     """The launch of one worker, as one JSON object through a pipe, a file or the environment.
 
@@ -40,6 +44,10 @@ class Launch(Record):
     memory_mib: Optional[int] = None
     interpreter_env: Optional[Dict[str, str]] = None
     """Variables that an interpreter reads when it starts: the worker begins anew with them in its environment."""
+    asks_for_env: Optional[bool] = None
+    """Whether it fetches these variables from the control plane, since no secret may be where this launch is seen."""
+    nonce: Optional[str] = None
+    """Of an exchange that it has made, to make the same again."""
 
     def to_json(self) -> str:
         """The launch as one line of JSON."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 64 * 1024
 DEFAULT_LIMIT_BYTES = 64 * 1024 * 1024
+END = "end"
+"""In place of a stream's name, in the last record of all."""
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 _DRAINED_BYTES = 1024 * 1024
 """The most that a pipe holds (Linux: 64 KiB, or what was set, up to 1 MiB)."""
@@ -59,6 +61,11 @@ class Log:
     def note(self, text: str) -> None:
         """Appends a note of our own, whatever the limit."""
         self._append([_record("system", text)])
+
+    def end(self) -> None:
+        """Says that no more will come, to who reads this process's stdout from afar."""
+        if self._path is None:
+            self._append([_record(END, "")])
 
     def _append(self, lines: List[bytes]) -> None:
         """One write a call, so that records of two writers never mix."""

@@ -150,7 +150,7 @@ class Reports:
         launch = self._launch
         assert launch is not None
         try:
-            assignment = self._exchange(launch)
+            assignment = exchange(launch)
             client = Client(launch.api_url, assignment.token, retry_s=PATIENCE_S)
             code_dir = launch.code_dir or self._fetch_bundle(client, assignment)
             self._mailbox.post(Assigned(assignment, code_dir))
@@ -160,11 +160,6 @@ class Reports:
             self._mailbox.post(Refused(str(error)))
         except Exception as error:  # a fault of ours must not leave a worker that waits for ever
             self._mailbox.post(Refused(f"{type(error).__name__}: {error}"))
-
-    def _exchange(self, launch: Launch) -> wire.Assignment:
-        client = Client(launch.api_url, launch.claim_code, retry_s=PATIENCE_S)
-        request = wire.ExchangeRequest(launch.worker_id, launch.claim_code, os.urandom(16).hex())
-        return persist(lambda: client.call(wire.Assignment, "POST", "/v1/worker/exchange", request))
 
     def _fetch_bundle(self, client: Client, assignment: wire.Assignment) -> str:
         from pathlib import Path  # with tarfile, only where the runner has not unpacked it
@@ -240,6 +235,14 @@ class Watch:
     def _ask(self) -> wire.Order:
         path = "/v1/worker/watch"
         return self._client.call(wire.Order, "POST", path, self._watch, wait_s=self._watch.wait_s)
+
+
+def exchange(launch: Launch) -> wire.Assignment:
+    """What the claim code is worth; with a nonce of the launch it may be asked for again."""
+    client = Client(launch.api_url, launch.claim_code, retry_s=PATIENCE_S)
+    nonce = launch.nonce or os.urandom(16).hex()
+    request = wire.ExchangeRequest(launch.worker_id, launch.claim_code, nonce)
+    return persist(lambda: client.call(wire.Assignment, "POST", "/v1/worker/exchange", request))
 
 
 def persist(ask: Callable[[], T]) -> T:

@@ -200,6 +200,7 @@ class Supervisor:
         while not self._is_over():
             self._tick()
         self._output.drain()
+        self._log.end()
 
     def _limit(self) -> None:
         """Limits the child, and begins to count what the kernel kills for lack of memory."""
@@ -471,7 +472,7 @@ class Supervisor:
             self._output.drain()
             self._give_up("its child died before it had work")
             return
-        words = death.describe(self._assignment().memory_mib)
+        words = death.describe(self._memory_mib())
         failed = f"main.py could not be imported: {words}"
         if self._assignment().kind == "describe":
             self._output.drain()
@@ -481,8 +482,7 @@ class Supervisor:
         elif self._phase == "starting":
             self._finish(end_of_import(wire.FunctionError(failed)))
         else:
-            memory_mib = self._assignment().memory_mib
-            self._finish(end_of_death(death, self._interrupt, memory_mib, self._run_ms()))
+            self._finish(end_of_death(death, self._interrupt, self._memory_mib(), self._run_ms()))
 
     # --- time ---
 
@@ -528,6 +528,10 @@ class Supervisor:
     def _assignment(self) -> wire.Assignment:
         assert self._assigned is not None, "asked for before there was one"
         return self._assigned.assignment
+
+    def _memory_mib(self) -> int:
+        """Its limit, which may be more than its function's setting."""
+        return self._launch.memory_mib or self._assignment().memory_mib
 
     def _execution_id(self) -> str:
         return self._assignment().execution_id

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import signal
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from multinode.worker.launch import ARGUMENTS, Launch
 from multinode_control_plane.runners import WorkerEnd, WorkerLaunch
 from multinode_control_plane.runners.docker_engine import ContainerState
 from multinode_control_plane.runners.images import INSTALLATION_LABEL
+from multinode_control_plane.runners.worker_exits import read_exit
 
 WORKER_LABEL = "multinode.worker"
 EXECUTION_LABEL = "multinode.execution"
@@ -33,7 +33,6 @@ _LEAST_CPU = 0.01
 _SHARES_OF_ONE_CPU, _LEAST_SHARES = 1024, 2
 _LOG_ROOM = 3
 """An execution's output may take so much more room as the engine keeps it: JSON in JSON."""
-_STDERR_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
@@ -169,27 +168,11 @@ def _of_root(item: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def end_of(worker_id: str, state: ContainerState, stderr: str) -> WorkerEnd:
-    """How a container that has ended reads as a worker's end.
-
-    An exit code above 128 is a signal that killed the supervisor: by itself it exits with 0 or 1. The engine says out of
-    memory also where only a child was killed and the supervisor went on to report it: then its exit code is 0.
-    """
-    number = state.exit_code - 128 if state.exit_code > 128 else None
-    is_out_of_memory = state.is_out_of_memory and number == signal.SIGKILL
-    exit_code = state.exit_code if number is None else None
-    if is_out_of_memory:
-        detail = f"killed: out of memory at its limit of {state.memory_mib} MiB"
-    elif number is not None:
-        detail = f"its supervisor was killed by signal {number}"
-    elif exit_code:
-        detail = f"its supervisor exited with code {exit_code}"
-    else:
-        detail = ""
-    said = stderr.strip()[-_STDERR_CHARACTERS:]  # one that gave up exits with 0, and says why
-    return WorkerEnd(
-        worker_id=worker_id,
-        detail=": ".join(filter(None, (detail, said))),
-        exit_code=exit_code,
-        signal=number,
-        out_of_memory=is_out_of_memory,
+    """How a container that has ended reads as a worker's end."""
+    return read_exit(
+        worker_id,
+        state.exit_code,
+        is_out_of_memory=state.is_out_of_memory,
+        memory_mib=state.memory_mib,
+        said=stderr,
     )

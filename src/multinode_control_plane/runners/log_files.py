@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from multinode.wire import LogRecord
+from multinode.worker.output import END
 from multinode_control_plane.runners.file_changes import FileChanges
 from multinode_control_plane.runners.storage import OUTPUT, Stored, used_at
 
@@ -182,9 +183,11 @@ def _block(file: BinaryIO, attempt: int) -> list[LogRecord] | None:
 
 
 def _parse(line: bytes, attempt: int) -> LogRecord | None:
-    """A record; None for what a supervisor that was killed, or a full disk, left of one."""
+    """A record; None for what a supervisor that was killed, or a full disk, left of one, and for the mark of the end."""
     try:
         fields = json.loads(line)
+        if fields["stream"] == END:
+            return None
         return LogRecord(fields["at"], fields["stream"], fields["text"], attempt)
     except (ValueError, KeyError, TypeError):
         return None

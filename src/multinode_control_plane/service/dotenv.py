@@ -13,12 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from multinode.errors import InternalError, MultinodeError
+from multinode.worker.launch import INTERPRETER_PREFIXES
 from multinode_control_plane.secret_keys import Source, key_id
 
 log = logging.getLogger(__name__)
-
-INTERPRETER_PREFIXES = ("PYTHON", "LD_", "DYLD_", "MALLOC_")
-"""Variables that an interpreter or the loader reads when it starts; later is too late."""
 
 
 class Sealer:

@@ -20,13 +20,14 @@ from multinode.errors import (
     InvocationNotFound,
 )
 from multinode.limits import MAX_CHARACTERS
+from multinode.worker.launch import INTERPRETER_PREFIXES
 from multinode_control_plane import decide, model
 from multinode_control_plane.model import executions, invocations, queues, values, workers
 from multinode_control_plane.runners import WorkerEnd, WorkerLaunch
 from multinode_control_plane.service import rows, statements, traceparent
 from multinode_control_plane.service.actions import ForgetWorker, SetTimer, StartWorker, StopWorker
 from multinode_control_plane.service.catalog import Catalog, Version
-from multinode_control_plane.service.dotenv import INTERPRETER_PREFIXES, Sealer
+from multinode_control_plane.service.dotenv import Sealer
 from multinode_control_plane.service.facts import (
     Attempt,
     AttemptClaimed,
