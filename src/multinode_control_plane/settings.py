@@ -15,11 +15,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from multinode.errors import InputError
+from multinode_control_plane import ecs_settings
+from multinode_control_plane.ecs_settings import EcsSettings
 from multinode_control_plane.tls import Certificate
 
 DEFAULT_PORT = 9470
 LOG_FORMATS = ("text", "json")
-RUNNERS = ("auto", "process", "docker")
+RUNNERS = ("auto", "process", "docker", "ecs")
 ECR = "ecr"
 """Begins a --registry that is a repository of AWS."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -60,6 +62,8 @@ class Settings:
     """Whether a repository of ECR is made where it is missing."""
     registry_username: str | None = None
     registry_key: str | None = field(default=None, repr=False)
+    ecs: EcsSettings | None = None
+    """With the runner ``ecs`` alone."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     """Both or neither: PEM files of the certificate with which it speaks TLS, and of its key."""
@@ -107,7 +111,7 @@ class Settings:
         given = {
             _OPTIONS.get(name, name): str(value) if isinstance(value, Path) else value
             for name, value in asdict(self).items()
-            if name not in ("asked_capacity", "registry_key", "admin_key", "traces")
+            if name not in ("asked_capacity", "registry_key", "admin_key", "traces", "ecs")
         }
         return {**given, "database": without_password(self.database)}
 
@@ -141,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--home", help="MULTINODE_HOME, ~/.multinode without it")
     made.add_argument(
-        "--runner", help="auto, process or docker; auto is docker where an engine answers"
+        "--runner", help="auto, process, docker or ecs; auto is docker where an engine answers"
     )
     made.add_argument(
         "--database", help="URL of the store; an SQLite file in the data folder without it"
@@ -203,6 +207,12 @@ def parser() -> argparse.ArgumentParser:
         help="how much is kept that nothing needs, e.g. 20GiB: unused environments, output of what has ended",
     )
     made.add_argument("--log-format", help="lines of its own log: text, or json")
+    for name, meaning in ecs_settings.OPTIONS.items():
+        made.add_argument(f"--{name.replace('_', '-')}", help=f"with --runner ecs: {meaning}")
+    for name, meaning in ecs_settings.SWITCHES.items():
+        option = f"--{name.replace('_', '-')}"
+        told = f"with --runner ecs: {meaning}"
+        made.add_argument(option, action="store_true", default=None, help=told)
     for name, meaning in {**_SPANS, **_SIZES}.items():
         made.add_argument(f"--{name.replace('_', '-')}", help=meaning)
     made.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
@@ -247,6 +257,7 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         allow_process=_switch(given("allow_process")),
         allow_http=_switch(given("allow_http")),
         allowed_hosts=_hosts(given("allowed_hosts")),
+        ecs=ecs_settings.resolve(given, is_chosen=runner == "ecs"),
         tls_cert=_file(given("tls_cert")),
         tls_key=_file(given("tls_key")),
         trusted_proxies=_networks(given("trusted_proxies")),
@@ -260,6 +271,7 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
     )
     check_certificate(settings)
     _check_registry(settings)
+    _check_ecs(settings)
     if settings.runner == "process":
         check_isolation(settings)
     check_privacy(settings)
@@ -372,6 +384,11 @@ def whole_machine() -> Capacity:
     return room(os.cpu_count() or 1, memory_bytes >> 20)
 
 
+def whole_account() -> Capacity:
+    """The room of an AWS account: its quota of Fargate vCPUs is not known here. What goes beyond it waits."""
+    return Capacity(cpu=100.0, memory_mib=800 * 1024)
+
+
 def room(cores: int, memory_mib: int) -> Capacity:
     """Twice the cores and 80 % of the memory: functions mostly wait, and the rest of the machine lives too."""
     return Capacity(cpu=2.0 * cores, memory_mib=int(memory_mib * 0.8))
@@ -454,6 +471,20 @@ def _check_registry(settings: Settings) -> None:
     if settings.registry_create and not is_ecr:
         message = "MULTINODE_REGISTRY_CREATE makes repositories of ECR alone."
         raise InputError(message, "Leave it out, or give --registry ecr:NAME.")
+
+
+def _check_ecs(settings: Settings) -> None:
+    """Raises InputError where the runner ``ecs`` lacks what others have or do without."""
+    if settings.ecs is None:
+        return
+    if not (settings.registry or "").startswith(f"{ECR}:"):
+        message = "The runner ecs has its images in a repository of ECR."
+        raise InputError(message, "Give --registry ecr:NAME.")
+    if settings.worker_url is None:
+        message = "The runner ecs needs --worker-url: how tasks reach this control plane."
+        raise InputError(
+            message, "Give the URL of its load balancer, or of this machine in the VPC."
+        )
 
 
 def _size(text: str | None) -> int:

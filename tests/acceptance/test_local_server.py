@@ -50,7 +50,7 @@ def test_bad_options_are_an_error_while_one_runs(server):
     started = json.loads(outcome(server("server", "start", "--json"))[1])["data"]
     for words, message in (
         (("--port", "99999"), "--port 99999 is not a port."),
-        (("--runner", "ecs"), "The runner 'ecs' is not part of this release."),
+        (("--runner", "nomad"), "The runner 'nomad' is not part of this release."),
     ):
         code, out, err = outcome(server("server", "start", *words))
         assert (code, out) == (2, ""), err

@@ -93,6 +93,11 @@ class Server:
             self.fargate.orders.append(body)
         elif what == "interrupt":
             self._interrupt(body["task"])
+        elif what == "tasks":
+            return [
+                {"arn": each.arn, "status": each.status, "tags": each.tags}
+                for each in self.fargate.tasks()
+            ]
         elif what == "forget-tasks":
             self.fargate.forget()
         elif what == "set":

@@ -124,6 +124,13 @@ class StandIn:
         """Takes a task's capacity away, as Fargate Spot does."""
         self.tell("interrupt", task=arn)
 
+    def tasks(self) -> list[dict[str, Any]]:
+        """All that there were: ``arn``, ``status`` and ``tags``."""
+        return [
+            {**each, "tags": {tag["key"]: tag["value"] for tag in each["tags"]}}
+            for each in self.tell("tasks")
+        ]
+
     def forget_stopped_tasks(self) -> None:
         """As ECS does, an hour after they stopped."""
         self.tell("forget-tasks")

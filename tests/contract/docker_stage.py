@@ -131,17 +131,7 @@ class Containers:
 
     def host_pid(self, worker_id, pid):
         """A process of a worker's container by the pid that it has in there."""
-        container_id = self.inspect(worker_id)["Id"]
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                if container_id in (entry / "cgroup").read_text():
-                    lines = (entry / "status").read_text().splitlines()
-                    own = next(line for line in lines if line.startswith("NSpid:")).split()
-                    if own[-1] == str(pid):
-                        return int(entry.name)
-            except OSError:
-                continue
-        raise AssertionError(f"{worker_id} has no process {pid}")
+        return host_pid(self.inspect(worker_id)["Id"], pid)
 
     def volumes(self):
         """Names of all volumes of the engine."""
@@ -149,3 +139,17 @@ class Containers:
 
     def close(self):
         self._engine.close()
+
+
+def host_pid(container_id, pid):
+    """A process of a container by the pid that it has in there."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if container_id in (entry / "cgroup").read_text():
+                lines = (entry / "status").read_text().splitlines()
+                own = next(line for line in lines if line.startswith("NSpid:")).split()
+                if own[-1] == str(pid):
+                    return int(entry.name)
+        except OSError:
+            continue
+    raise AssertionError(f"{container_id} has no process {pid}")

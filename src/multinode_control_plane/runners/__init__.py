@@ -130,7 +130,7 @@ class Runner(Protocol):
         """The worker has its execution: what it was given for its start alone may be taken back. Returns at once."""
 
     async def stop(self, worker_id: str, grace_s: float) -> None:
-        """Asks the worker to end (SIGTERM), and kills all of it after ``grace_s``; 0 kills at once.
+        """Asks the worker to end (SIGTERM), and kills all of it after ``grace_s``; 0 kills at once. Fargate kills after 120 s whatever it is.
 
         Returns at once; the end is told through ``on_end``. Unknown or gone workers are no error.
         """
@@ -151,7 +151,7 @@ class Runner(Protocol):
     ) -> AsyncIterator[LogRecord]:
         """Records of the execution's output from its beginning, in order.
 
-        Without ``ended``: what there is now. With it: goes on as records are written, within 100 ms of each, until ``ended``
+        Without ``ended``: what there is now. With it: goes on as records are written, within 100 ms of each (``ecs``: as CloudWatch has them), until ``ended``
         is set and everything has been read. An execution without output yet is no error.
         """
         ...

@@ -12,9 +12,17 @@ from multinode_control_plane.runners import Runner
 from multinode_control_plane.runners.docker import DockerRunner
 from multinode_control_plane.runners.docker_engine import Engine, EngineAway
 from multinode_control_plane.runners.ecr import EcrRepository
+from multinode_control_plane.runners.ecs import EcsRunner
 from multinode_control_plane.runners.process import ProcessRunner
 from multinode_control_plane.runners.registry import FixedRepository, Repository
-from multinode_control_plane.settings import ECR, Settings, check_isolation, room, whole_machine
+from multinode_control_plane.settings import (
+    ECR,
+    Settings,
+    check_isolation,
+    room,
+    whole_account,
+    whole_machine,
+)
 
 AUTO_TIMEOUT_S = 2.0
 """How long ``auto`` waits for an engine to answer."""
@@ -38,6 +46,8 @@ async def choose(settings: Settings, environ: Mapping[str, str], kept: str = "")
     name = (kept or "auto") if is_auto else settings.runner
     if name == "process":
         return _process(settings, "its workers live" if is_auto else "")
+    if name == "ecs":
+        return _ecs(settings)
     timeout = {"timeout_s": AUTO_TIMEOUT_S} if name == "auto" else {}
     try:
         engine = await asyncio.to_thread(Engine.connect, environ, **timeout)
@@ -74,6 +84,15 @@ def _docker(settings: Settings, engine: Engine, reason: str) -> Choice:
         log_limit_bytes=settings.log_limit_bytes,
     )
     return Choice(runner, settings.with_room_of("docker", whole), reason)
+
+
+def _ecs(settings: Settings) -> Choice:
+    repository = repository_of(settings)
+    if settings.ecs is None or not isinstance(repository, EcrRepository):
+        message = "Functions of this control plane may be running as tasks of ECS."
+        raise InputError(message, "Start it with --runner ecs and its settings, or give them up: --runner process.")  # fmt: skip
+    runner = EcsRunner(settings.data_dir, settings.ecs, repository)
+    return Choice(runner, settings.with_room_of("ecs", whole_account()))
 
 
 def repository_of(settings: Settings) -> Repository | None:

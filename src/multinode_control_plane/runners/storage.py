@@ -24,7 +24,7 @@ class Stored:
     """One thing that is stored, and nothing needs.
 
     ``kind`` is ``environment``, ``image`` (of no environment any more), ``layers`` (of a build that came to no image), ``bundle``,
-    or ``output`` (of an execution that has ended).
+    ``definition`` (of tasks of ECS), or ``output`` (of an execution that has ended).
     """
 
     kind: str
