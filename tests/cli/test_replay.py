@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -79,15 +80,28 @@ def test_a_debugger_needs_a_terminal(stored, project, tmp_path):
     assert "--pdb needs a terminal" in done.stderr
 
 
-def test_the_debugger_stops_at_the_first_line_and_where_it_raises(stored, project, tmp_path):
-    project({"tasks/main.py": RAISING.replace("def add", "def f")})
+def test_with_json_what_it_prints_is_talk(stored, project, tmp_path):
+    project(
+        {
+            "tasks/main.py": MAIN.replace("def add", "def f").replace(
+                "    return", "    print('here')\n    return"
+            )
+        }
+    )
+    done = replayed(tmp_path, stored, "--json")
+    assert json.loads(done.stdout) == {"ok": True, "data": {"result": 5}}
+    assert "here" in done.stderr
+
+
+def debugged(folder: Path, stored: str, typed: str) -> tuple[int, str]:
+    """The exit code, and what is said at the terminal, of a replay in which this is typed."""
     ours, theirs = pty.openpty()
     running = subprocess.Popen(
         [sys.executable, "-m", "multinode_cli", "replay", stored, "--pdb"],
-        cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "NO_COLOR": "1"},
+        cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "NO_COLOR": "1"},
     )  # fmt: skip
     os.close(theirs)
-    os.write(ours, b"p a * 100\nc\np total * 1000\nq\n")
+    os.write(ours, typed.encode())
     said = b""
     try:
         while chunk := os.read(ours, 4096):
@@ -95,9 +109,25 @@ def test_the_debugger_stops_at_the_first_line_and_where_it_raises(stored, projec
     except OSError:  # what Linux says at the other side's end
         pass
     os.close(ours)
-    assert running.wait(30) == 1
-    text = said.decode()
+    return running.wait(30), said.decode()
+
+
+def test_the_debugger_stops_at_the_first_line_and_where_it_raises(stored, project, tmp_path):
+    project({"tasks/main.py": RAISING.replace("def add", "def f")})
+    code, text = debugged(tmp_path, stored, "p a * 100\nc\np total * 1000\nq\n")
+    assert code == 1
     assert "main.py(8)f()" in text, repr(text)[:700]
     assert "200" in text
     assert "5000" in text
     assert "commands/local_run.py" not in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "says"),
+    [("q\n", 1, "The debugger was left before f had ended."), ("c\n", 0, "\n5\r\n")],
+)
+def test_who_leaves_the_debugger_is_told_no_result(stored, project, tmp_path, typed, code, says):
+    project({"tasks/main.py": MAIN.replace("def add", "def f")})
+    found, text = debugged(tmp_path, stored, typed)
+    assert (found, says in text) == (code, True), text
+    assert "null" not in text

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,24 @@ def run(
     *,
     debugged: bool = False,
 ) -> str:
-    """The function's result as jsonpickle text; yielded values are told as they come.
+    """The function's result as jsonpickle text; yielded values are told as they come, and with ``--json`` what it prints too.
 
     ``read_given`` says the arguments, once ``main.py`` is imported. ``debugged``: pdb stops at the first line, and where it raises.
 
-    Raises ImportFailed, FunctionNotFound, ArgumentsError, and OperationFailed where the function raises.
+    Raises ImportFailed, FunctionNotFound, ArgumentsError, and OperationFailed where the function raises, or the debugger is left.
     """
+    with redirect_stdout(sys.stderr) if console.as_json else nullcontext():
+        return _run_here(project, name, read_given, console, debugged=debugged)
+
+
+def _run_here(
+    project: ProjectFile,
+    name: str,
+    read_given: Callable[[], Given],
+    console: Console,
+    *,
+    debugged: bool,
+) -> str:
     main = project.tasks / "main.py"
     if not main.is_file():
         raise_for_problems(
@@ -53,15 +66,17 @@ def run(
         message = f"{name}: {error}."
         raise ArgumentsError(message, f"It is {name}{inspect.signature(function)}.") from error
     try:
-        if debugged:
-            return _debugger().runcall(_run, function, given, console) or "null"
-        return _run(function, given, console)
+        text = _debugged(function, given, console) if debugged else _run(function, given, console)
     except Exception as error:
         _tell(error, project, console)
         if debugged:
             _post_mortem(error)
         message = f"{name} raised {type(error).__name__}: {error}"
         raise OperationFailed(message) from error
+    if text is None:
+        message = f"The debugger was left before {name} had ended."
+        raise OperationFailed(message)
+    return text
 
 
 _NOT_THEIRS = ["multinode*", "asyncio*", "contextlib", "inspect", "selectors"]
@@ -78,6 +93,12 @@ def _debugger() -> Pdb:
             """Goes on to the line."""
 
     return AtLines(skip=_NOT_THEIRS)
+
+
+def _debugged(function: Any, given: Given, console: Console) -> str | None:
+    """None where the debugger is left before the end."""
+    text: str | None = _debugger().runcall(_run, function, given, console)
+    return text
 
 
 def _post_mortem(error: Exception) -> None:
