@@ -54,6 +54,13 @@ def new_database(pytestconfig, request):
 
 
 @pytest.fixture(scope="session")
+def sqlite_store(pytestconfig) -> None:
+    """For tests that are about the file, or of what a file alone can do."""
+    if pytestconfig.getoption("--database") != "sqlite":
+        pytest.skip("this is about SQLite's own file")
+
+
+@pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """A PostgreSQL server that tests share, each with a database of its own; nobody stops it."""
     from tests.postgres import PostgresServer  # not on Python 3.8, where only the SDK's tests run

@@ -26,3 +26,16 @@ def _on_database(new_database):
     Product.new_database = new_database
     yield
     Product.new_database = lambda: None
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def on_each_database(request, pytestconfig):
+    """For the core of the product: tested on both in every run, whatever ``--database`` says of the rest."""
+    if request.param == "sqlite" and pytestconfig.getoption("--database") != "sqlite":
+        pytest.skip("--database names another")
+    before = Product.new_database
+    if request.param == "postgresql":
+        server = request.getfixturevalue("postgres_server")
+        Product.new_database = lambda: server.new_database(empty=True)
+    yield
+    Product.new_database = before

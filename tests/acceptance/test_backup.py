@@ -39,7 +39,7 @@ DOTENV = "SECRET=-is-secret\n"
 
 
 @pytest.fixture
-def products(tmp_path):
+def products(tmp_path, sqlite_store):
     """Two homes; whatever runs in them is stopped."""
     made = Product(tmp_path / "one"), Product(tmp_path / "other")
     for product in made:

@@ -128,7 +128,7 @@ def greedy():
 
 
 @pytest.fixture(scope="module")
-def product(tmp_path_factory: Any) -> Iterator[Product]:
+def product(on_each_database: None, tmp_path_factory: Any) -> Iterator[Product]:
     made = Product(tmp_path_factory.mktemp("endings"))
     made.environ |= {"MULTINODE_GRACE": str(GRACE_S), "MULTINODE_CAPACITY": "cpu=8,memory=3GiB"}
     made.write({"tasks/main.py": MAIN.format(gate=made.folder / "gate")})

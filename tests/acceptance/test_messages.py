@@ -294,7 +294,8 @@ def test_a_port_in_use(plane, messages, check, other_home, tmp_path):
         messages.check(name, argv, done.returncode, done.stderr, replace=[(port, "9470")])
 
 
-def test_a_data_folder_in_use(plane, check, other_home):
+def test_a_data_folder_in_use(plane, check, other_home, sqlite_store):
+    # Of a shared database more than one control plane uses the folder.
     data = str(plane.folder / "home" / "server")
     check("server: a data folder in use", "server", "start", "--data-dir", data)
 

@@ -45,7 +45,7 @@ def fails():
 
 
 @pytest.fixture(scope="module")
-def product(tmp_path_factory):
+def product(tmp_path_factory, sqlite_store):
     """Its store has something of everything; the server is stopped."""
     made = Product(tmp_path_factory.mktemp("moved"))
     made.write({"tasks/main.py": MAIN, "tasks/.env": "SECRET=-is-secret\n"})

@@ -44,12 +44,9 @@ def cancelled(path):
 """
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def product(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def product(on_each_database, tmp_path_factory):
     made = Product(tmp_path_factory.mktemp("product"))
-    if request.param == "postgresql":
-        server = request.getfixturevalue("postgres_server")
-        made.environ["MULTINODE_DATABASE"] = server.new_database(empty=True)
     made.write({"tasks/main.py": MAIN})
     made.run("server", "start", "--port", "0")
     assert made.json("deploy")["created"]

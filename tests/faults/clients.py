@@ -30,6 +30,8 @@ class Caller:
 
     def __init__(self, installation: Installation) -> None:
         self.told: list[Told] = []
+        self.ended: set[str] = set()
+        """The invocations of whose end it was told."""
         self._installation = installation
 
     def start(self, function: str, call: Call, *more: Any, **options: Any) -> str:
@@ -61,6 +63,7 @@ class Caller:
             status = wire.SUCCEEDED
         except tuple(ENDS) as error:
             status = ENDS[type(error)]
+        self.ended.add(invocation_id)
         self.told.append(Seen(invocation_id, status, result))
         return status
 

@@ -69,7 +69,7 @@ class Installation:
         assert b"url" in word, (word, self.log())
 
     def until_led(self) -> None:
-        """On PostgreSQL who starts after a kill leads some seconds later: only then do workers begin."""
+        """On PostgreSQL who starts after a kill leads a while later: only then do workers begin."""
         self.server_info()
 
     def begin_start(self, fault: Fault | None = None) -> int:
@@ -112,9 +112,10 @@ class Installation:
         self._server = None
 
     def restart(self) -> None:
-        """As `start`, whether it runs or not."""
+        """As `start`, whether it runs or not; it leads then."""
         self.end()
         self.start()
+        self.until_led()
 
     def end(self) -> None:
         """As `kill`, whether it runs or not, and whoever has started it."""

@@ -1,13 +1,13 @@
 """As `test_kills`, on PostgreSQL, which is restarted and killed meanwhile too.
 
-Whoever starts after a kill waits until the leader's beat has stood still for long enough, so that there are fewer kills in the same time:
-of a control plane that waits to lead, of one that has just begun to, and of one that has led for a while.
+Whoever starts after a kill waits until the leader's beat has stood still for long enough: killed is a control plane that waits to
+lead, one that has just begun to, and one that has led for a while.
 """
 
 from __future__ import annotations
 
 import signal
-import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,9 +16,7 @@ from tests.faults.installation import Installation
 from tests.faults.test_kills import LONGEST_PAUSE_S, under_load
 from tests.postgres import PostgresServer
 
-from multinode_control_plane.leadership import PATIENCE_S
-
-KILLS = 6
+KILLS = 12
 
 
 @pytest.fixture
@@ -30,18 +28,25 @@ def on_postgresql(tmp_path, monkeypatch, own_postgres) -> Iterator[Installation]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_kills_of_the_control_plane_and_of_postgresql_lose_nothing(
-    on_postgresql: Installation, own_postgres: PostgresServer, monkeypatch
+    on_postgresql: Installation, own_postgres: PostgresServer, monkeypatch, record_summary
 ):
     monkeypatch.setattr("multinode.client.LONGEST_PAUSE_S", LONGEST_PAUSE_S)
-    pause = threading.Event().wait
-    with under_load(on_postgresql, "postgresql", least=3 * KILLS) as rng:
-        for number in range(KILLS):
+    killed = restarted = 0
+    with under_load(on_postgresql, "postgresql") as loads:
+        while loads.go_on(killed, KILLS):
             on_postgresql.kill()
+            killed += 1
             on_postgresql.start()
-            # The first is killed before it leads, whatever was drawn; the rest at any moment.
-            pause(rng.random() if number == 0 else PATIENCE_S - 1 + 3 * rng.random())
-            if number % 2:
-                own_postgres.restart(rng.choice([signal.SIGINT, signal.SIGQUIT]))
-                pause(2 * rng.random())
+            if killed % 4 == 0:
+                own_postgres.restart(loads.rng.choice([signal.SIGINT, signal.SIGQUIT]))
+                restarted += 1
+            if killed % 3 == 0:
+                time.sleep(loads.rng.random())  # it may not lead yet
+            else:
+                loads.let_live()
+    record_summary(
+        f"on PostgreSQL: {killed} kills of the control plane, {restarted} of the database, "
+        f"while {loads.ended} invocations ended"
+    )
