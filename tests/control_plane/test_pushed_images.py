@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,10 @@ def test_environments_of_another_leader_are_learnt(bench: Bench, tmp_path: Path)
     assert next_leader.build().image_order is not None
     asyncio.run(next_leader.images.learn([made, made.replace(digest="f" * 64, image="")]))
     assert next_leader.images.info(made.digest).image == made.image
-    assert next_leader.build().environment is not None
+    item = next(each for each in next_leader.stored() if each.kind == "environment")
+    made_at = datetime.fromisoformat(made.created_at).timestamp()
+    assert item.used_at == pytest.approx(made_at, abs=0.001)
+    assert next_leader.build().environment is not None, "which is a use"
     anew = bench.made(suffix="-0123456789ab", text="b")
     asyncio.run(next_leader.images.learn([anew]))
     assert next_leader.images.info(made.digest).image == anew.image

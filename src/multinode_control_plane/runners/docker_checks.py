@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multinode.errors import MultinodeError
-from multinode.wire import Finding
+from multinode.wire import Finding, Registry
 from multinode_control_plane.runners.docker_containers import ContainerPlan, make_trial
 from multinode_control_plane.runners.docker_engine import Engine, EngineError, NotInEngine
 from multinode_control_plane.runners.images import ENVIRONMENT_LABEL
@@ -38,7 +38,7 @@ def check_engine(engine: Engine, tried: Tried) -> list[Finding]:
         if not facts.is_remote and Path(facts.root_dir).is_dir():
             found.append(_disk(facts.root_dir))
         if tried.repository is not None:
-            found += [*tried.repository.checks(), _registry(engine, tried.repository)]
+            found += _registry(engine, tried.repository)
         elif tried.base_image:
             found.append(_base_image(engine, tried.base_image))
         return [*found, _reach(engine, tried.plan, tried.worker_url)]
@@ -55,19 +55,28 @@ def _disk(root_dir: str) -> Finding:
     return Finding("engine's disk", "ok", finding)
 
 
-def _registry(engine: Engine, repository: Repository) -> Finding:
+def _registry(engine: Engine, repository: Repository) -> list[Finding]:
+    """What it says itself; and where it lets this process in, whether it lets the engine in."""
+    found = repository.checks()
+    if any(finding.state == "FAIL" for finding in found):
+        return found
+    try:
+        login = repository.login()
+    except MultinodeError as error:
+        return [*found, Finding("registry", "FAIL", error.message, error.hint)]
+    return [*found, _asked(engine, login)]
+
+
+def _asked(engine: Engine, login: Registry) -> Finding:
     """Asks for an image that is not there: who says so lets us in."""
     try:
-        registry = repository.login()
-        engine.ask_registry(f"{registry.repository}:doctor", registry)
+        engine.ask_registry(f"{login.repository}:doctor", login)
     except NotInEngine:
         pass
-    except MultinodeError as error:
-        return Finding("registry", "FAIL", error.message, error.hint)
     except EngineError as error:
         cure = "Correct --registry, --registry-username and MULTINODE_REGISTRY_KEY, or look at the engine's network."
         return Finding("registry", "FAIL", error.message, cure)
-    return Finding("registry", "ok", f"{registry.repository} answers the engine")
+    return Finding("registry", "ok", f"{login.repository} answers the engine")
 
 
 def _base_image(engine: Engine, name: str) -> Finding:

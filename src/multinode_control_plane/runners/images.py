@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import re
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -189,8 +190,13 @@ class Images:
                 await asyncio.to_thread(self._learn, info)
 
     def _learn(self, info: EnvironmentInfo) -> None:
-        if not self._path(info.digest).exists() or self.info(info.digest).image != info.image:
-            self._keep(info)
+        path = self._path(info.digest)
+        if path.exists() and self.info(info.digest).image == info.image:
+            return
+        self._keep(info)
+        # When it was last in use is not known. Were it now, a server that is often restarted would keep for good what nothing uses.
+        made_at = datetime.fromisoformat(info.created_at).timestamp()
+        os.utime(path, (made_at, made_at))
 
     # --- what nothing needs ----------------------------------------------------------------------------
 
