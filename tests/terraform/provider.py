@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
+import threading
 from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
@@ -137,11 +137,6 @@ class Emulated:
         """The computed values of what was made; none for a type that is not made there."""
         return self._calls.create(kind, value) if self._calls else {}
 
-    def destroy(self, kind: str, value: Value) -> None:
-        """Takes it away again."""
-        if self._calls:
-            self._calls.destroy(kind, value)
-
 
 DATA: dict[str, Callable[[Value], Value]] = {
     "aws_caller_identity": lambda _: {"account_id": ACCOUNT},
@@ -195,13 +190,11 @@ class Provider:
         return pb.PlanResourceChange.Response(planned_state=packed(planned))
 
     def apply_resource_change(self, request: Any) -> Any:
-        """Makes it, or takes it away; a change of what is there is only noted."""
+        """Makes it; that it is changed or taken away is only noted."""
         kind, planned = request.type_name, unpacked(request.planned_state)
         prior, known = unpacked(request.prior_state), {}
         try:
-            if planned is None:
-                self._emulated.destroy(kind, prior)
-            elif prior is None:
+            if prior is None:
                 # The configuration has the write-only arguments too.
                 known = self._emulated.create(kind, {**planned, **_written(kind, request.config)})
         except Exception as error:  # the outermost edge: Terraform tells it
@@ -235,8 +228,14 @@ def _written(kind: str, config: Any) -> Value:
     return {name: value[name] for name in names}
 
 
-def handlers(provider: Provider) -> Any:
-    """Of the gRPC service."""
+def shut_down(_request: Any) -> Any:
+    """Ends this process once it has answered: Terraform waits for that, or for two seconds."""
+    threading.Timer(0.02, os._exit, (0,)).start()
+    return pb.Nothing()
+
+
+def handlers(provider: Provider) -> list[Any]:
+    """Of the two gRPC services."""
     answered: dict[str, tuple[Any, Any]] = {
         "GetProviderSchema": (pb.GetProviderSchema.Request, provider.get_provider_schema),
         "UpgradeResourceState": (pb.UpgradeResourceState.Request, provider.upgrade_resource_state),
@@ -248,11 +247,10 @@ def handlers(provider: Provider) -> Any:
             pb.OpenEphemeralResource.Request,
             provider.open_ephemeral_resource,
         ),
-        "StopProvider": (pb.Nothing, lambda _: os._exit(0)),
     }
     silent = (
         "ValidateProviderConfig", "ValidateResourceConfig", "ValidateDataResourceConfig", "ValidateEphemeralResourceConfig",
-        "ConfigureProvider", "CloseEphemeralResource", "GetFunctions", "GetResourceIdentitySchemas",
+        "ConfigureProvider", "StopProvider", "CloseEphemeralResource", "GetFunctions", "GetResourceIdentitySchemas",
     )  # fmt: skip
     answered |= {name: (pb.Nothing, lambda _: pb.Nothing()) for name in silent}
 
@@ -263,23 +261,26 @@ def handlers(provider: Provider) -> Any:
             response_serializer=lambda message: message.SerializeToString(),
         )
 
-    return grpc.method_handlers_generic_handler(
-        "tfplugin6.Provider", {name: made(*each) for name, each in answered.items()}
-    )
+    services = {
+        "tfplugin6.Provider": {name: made(*each) for name, each in answered.items()},
+        "plugin.GRPCController": {"Shutdown": made(pb.Nothing, shut_down)},
+    }
+    return [
+        grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()
+    ]
 
 
 def main() -> None:
-    """Serves on a socket of its own until Terraform ends it."""
+    """Serves on a port of its own until Terraform ends it."""
     if "TF_PLUGIN_MAGIC_COOKIE" not in os.environ:
         sys.exit("This is a plugin of Terraform, which starts it.")
     unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
     server = grpc.server(futures.ThreadPoolExecutor(8), options=unlimited)
-    server.add_generic_rpc_handlers((handlers(Provider()),))
-    with tempfile.TemporaryDirectory(prefix="tf-") as folder:
-        server.add_insecure_port(f"unix:{folder}/socket")
-        server.start()
-        print(f"1|6|unix|{folder}/socket|grpc|", flush=True)
-        server.wait_for_termination()
+    server.add_generic_rpc_handlers(handlers(Provider()))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    print(f"1|6|tcp|127.0.0.1:{port}|grpc|", flush=True)
+    server.wait_for_termination()
 
 
 if __name__ == "__main__":
