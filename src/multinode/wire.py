@@ -15,6 +15,11 @@ from .records import dumps as dumps
 from .records import from_plain as from_plain
 from .records import loads as loads
 from .records import to_plain as to_plain
+from .wire_costs import AttemptCost as AttemptCost
+from .wire_costs import CostEstimate as CostEstimate
+from .wire_costs import CostHistory as CostHistory
+from .wire_costs import CostLine as CostLine
+from .wire_costs import CostReport as CostReport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -458,6 +463,7 @@ class ExecutionInfo(Record):
     started_at: Optional[str]
     ended_at: Optional[str]
     timeline: List[TimelineStep]
+    cost: Optional[AttemptCost] = None
 
 
 class InvocationDetail(Record):

@@ -47,6 +47,11 @@ class EcsSettings:
         """Of its images: ``linux/amd64`` or ``linux/arm64``."""
         return "linux/arm64" if self.architecture == "ARM64" else "linux/amd64"
 
+    @property
+    def tariff(self) -> str:
+        """By which its tasks are paid: one of `prices.TARIFFS`."""
+        return f"{self.architecture.lower()}{'-spot' if self.spot else ''}"
+
 
 def resolve(given: Callable[[str], str | None], *, is_chosen: bool) -> EcsSettings | None:
     """The settings, from the value of each option; None where another runner serves. Raises InputError."""

@@ -276,6 +276,29 @@ executions = sa.Table(
     sa.Column("ended_at", sa.Float),
 )
 
+costs = sa.Table(
+    "costs",
+    metadata,
+    sa.Column("execution_id", sa.Text, primary_key=True),
+    sa.Column("invocation_id", sa.Text, nullable=False, index=True),
+    sa.Column("project", sa.Text, nullable=False),
+    sa.Column("function", sa.Text, nullable=False),
+    sa.Column("version_id", sa.Text, nullable=False),
+    sa.Column("ended_at", sa.Float, nullable=False, index=True),
+    sa.Column("day", sa.Integer, nullable=False),
+    sa.Column("tariff", sa.Text, nullable=False),
+    sa.Column("currency", sa.Text, nullable=False),
+    sa.Column("cpu", sa.Float, nullable=False),
+    sa.Column("memory_mib", sa.BigInteger, nullable=False),
+    sa.Column("billed_s", sa.Float, nullable=False),
+    sa.Column("vcpu_s", sa.Float, nullable=False),
+    sa.Column("gb_s", sa.Float, nullable=False),
+    sa.Column("cost", sa.Float, nullable=False),
+    sa.Index("costs_function", "project", "function", "ended_at"),
+)
+"""A row for each worker that was made and is gone: the size that was paid, and what it cost by the prices of then. ``day``
+counts from 1970-01-01 (UTC). It stays where its project is removed."""
+
 workers = sa.Table(
     "workers",
     metadata,

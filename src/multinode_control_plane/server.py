@@ -32,7 +32,7 @@ from multinode.errors import (
     MultinodeError,
     StorageFull,
 )
-from multinode_control_plane import admin_key, data_folder, migrations, model
+from multinode_control_plane import admin_key, data_folder, migrations, model, prices
 from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.routes import make_app
 from multinode_control_plane.cluster import Cluster
@@ -47,6 +47,7 @@ from multinode_control_plane.listening import (
     peer_url,
 )
 from multinode_control_plane.local_state import FILE, Local
+from multinode_control_plane.prices import Meter
 from multinode_control_plane.runners import whole_files
 from multinode_control_plane.runners.choice import choose
 from multinode_control_plane.scheduler import Scheduler
@@ -193,7 +194,8 @@ async def _serve_store(
     door = local_door(settings, local.local_port)
     local_url = door.url if door else url
     local.remember(port, None, runner.name, local_port=door.port if door else None)
-    context = Context(settings, sealer)
+    meter = Meter(prices.read(settings.prices), runner.tariff, runner.size_for)
+    context = Context(settings, sealer, meter=meter)
     tracing = open_tracing() if settings.traces else None
     plane = ControlPlane(
         store,

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from multinode.errors import InputError
-from multinode_control_plane import ecs_settings
+from multinode_control_plane import ecs_settings, prices
 from multinode_control_plane.ecs_settings import EcsSettings
 from multinode_control_plane.tls import Certificate
 
@@ -75,6 +75,8 @@ class Settings:
     """The key ``admin`` itself, where a variable has it instead of a file."""
     secret_key_from: str | None = None
     """Where the keys of `.env` values are (see `secret_keys`); without it, ``secret.key`` in the data folder."""
+    prices: Path | None = None
+    """The table of what workers cost (see `prices`); without it, the default one."""
     grace_s: float = 120.0
     silence_s: float = 30.0
     unreachable_s: float = 300.0
@@ -206,6 +208,9 @@ def parser() -> argparse.ArgumentParser:
         "--disk-limit",
         help="how much is kept that nothing needs, e.g. 20GiB: unused environments, output of what has ended",
     )
+    made.add_argument(
+        "--prices", help="JSON file with what workers cost; AWS's public prices without it"
+    )
     made.add_argument("--log-format", help="lines of its own log: text, or json")
     for name, meaning in ecs_settings.OPTIONS.items():
         made.add_argument(f"--{name.replace('_', '-')}", help=f"with --runner ecs: {meaning}")
@@ -264,12 +269,14 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         admin_key_file=_file(given("admin_key_file")),
         admin_key=environ.get("MULTINODE_ADMIN_KEY") or None,
         secret_key_from=_secret_key_from(given("secret_key_from")),
+        prices=_file(given("prices")),
         traces=_has_traces(environ),
         log_format=_log_format(given("log_format")),
         **spans,  # type: ignore[arg-type]  # names and types are those of _SPANS and _SIZES
         **sizes,
     )
     check_certificate(settings)
+    prices.read(settings.prices)  # says what is wrong with it, if anything is
     _check_registry(settings)
     _check_ecs(settings)
     if settings.runner == "process":

@@ -87,6 +87,10 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/server/checks"): Rule("/v1/server/checks", "deploy", keys=(DONE, DONE)),
     ("POST", "/v1/server/gc"): Rule("/v1/server/gc?dry_run=1", "admin"),
     ("GET", "/v1/audit"): Rule("/v1/audit", "admin"),
+    ("GET", "/v1/costs"): Rule("/v1/costs", "read", keys=(DONE, DONE)),
+    ("GET", PROJECT + "/functions/{function}/estimate"): Rule(
+        "/v1/projects/shop/functions/f/estimate", "read"
+    ),
     ("GET", "/v1/keys"): Rule("/v1/keys", "admin"),
     ("POST", "/v1/keys"): Rule("/v1/keys", "admin", BAD_NAME, {"name": "", "role": "read"}),
     ("DELETE", "/v1/keys/{name}"): Rule("/v1/keys/nobody", "admin", (404, "key_not_found")),

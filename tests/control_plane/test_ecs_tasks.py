@@ -1,15 +1,18 @@
 """How a task is defined and run, and how its end reads: the pure part of the ``ecs`` runner."""
 
 import json
+from datetime import datetime, timezone
 
 import pytest
 
 from multinode.wire import WorkerSize
 from multinode_control_plane.ecs_settings import EcsSettings
+from multinode_control_plane.prices import TARIFFS
 from multinode_control_plane.runners import WorkerLaunch
 from multinode_control_plane.runners.ecs_logs import Pieces
 from multinode_control_plane.runners.ecs_tasks import (
     TaskPlan,
+    billed_s,
     end_of,
     explain,
     explain_failure,
@@ -202,3 +205,31 @@ def test_what_is_no_record_is_a_word_of_the_supervisors_own():
     assert pieces.add(torn) is None  # it was killed in the middle of that
     assert pieces.add(record("stdout", "y"))["text"] == "y"
     assert pieces.words == ["multinode worker wrk-1: refused"]
+
+
+def at(seconds):
+    return datetime.fromtimestamp(seconds, timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("times", "exit_code", "paid_s"),
+    [
+        ({"pullStartedAt": at(100), "stoppedAt": at(170)}, 0, 70.0),
+        ({"pullStartedAt": at(100)}, 0, 130.0),  # now is 200, and 30 more until it is STOPPED
+        ({"pullStartedAt": at(100), "stoppedAt": at(130)}, None, 30.0),  # the pull failed
+        ({"stoppedAt": at(130)}, None, 0.0),
+        ({"stoppedAt": at(130)}, 0, None),
+    ],
+)
+def test_it_is_paid_from_the_pull_until_it_is_stopped(times, exit_code, paid_s):
+    container = {"name": "worker", **({} if exit_code is None else {"exitCode": exit_code})}
+    assert billed_s({**times, "containers": [container]}, 200.0) == paid_s
+
+
+def test_each_kind_of_task_has_a_tariff():
+    kinds = {
+        plan(architecture=architecture, spot=spot).settings.tariff
+        for architecture in ("X86_64", "ARM64")
+        for spot in (False, True)
+    }
+    assert kinds == set(TARIFFS)

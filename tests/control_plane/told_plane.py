@@ -50,6 +50,7 @@ class ToldRunner:
     """Makes workers in name only; ``start_error`` is raised by ``start``, which waits while ``may_start`` is not set."""
 
     name = "process"
+    tariff = ""
     enforces = ()
     unenforced_reason = ""
 

@@ -53,6 +53,9 @@ SUMMARIES = {
     "audit": {
         "audit": "Print who deployed, invoked, cancelled, removed, and made or revoked keys, oldest first.",
     },
+    "costs": {
+        "cost": "Print vCPU seconds, GB seconds and price of the workers that have ended.",
+    },
     "doctor": {
         "doctor": "Check Python, uv, Docker, the control plane, credentials, clock and disk.",
     },

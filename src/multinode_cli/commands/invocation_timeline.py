@@ -6,8 +6,23 @@ import json
 from typing import Any
 
 from multinode.codec import plain
-from multinode.wire import ExecutionInfo, FunctionError, InvocationDetail, InvocationInfo
-from multinode_cli.commands.shown import age, between, memory, value_text
+from multinode.wire import (
+    AttemptCost,
+    ExecutionInfo,
+    FunctionError,
+    InvocationDetail,
+    InvocationInfo,
+    WorkerSize,
+)
+from multinode_cli.commands.shown import (
+    age,
+    between,
+    memory,
+    money,
+    size_text,
+    used,
+    value_text,
+)
 from multinode_cli.console import STATUS_STYLE, Console
 
 _LONGEST_INPUT = 200
@@ -77,12 +92,24 @@ def _show_execution(console: Console, execution: ExecutionInfo) -> None:
     if execution.peak_memory_mib is not None:
         limit = memory(execution.memory_limit_mib)
         console.out(f"  peak memory {memory(round(execution.peak_memory_mib, 1))} of {limit}")
+    if execution.cost is not None:
+        console.out(f"  cost {_cost(execution.cost)}")
     if execution.exit_code:
         console.out(f"  exit code {execution.exit_code}")
     if execution.signal:
         console.out(f"  signal {execution.signal}")
     if execution.error:
         _show_error(console, execution.error, "  ")
+
+
+def _cost(cost: AttemptCost) -> str:
+    """What it used, and what that costs."""
+    seconds = (
+        f"{used(cost.vcpu_s, cost.gb_s)} of {size_text(WorkerSize(cost.cpu, cost.memory_mib))}"
+    )
+    if not cost.tariff:
+        return f"nothing: {seconds}"
+    return f"{money(cost.cost, cost.currency)}: {seconds}, {cost.billed_s:g} s of {cost.tariff}"
 
 
 def _show_error(console: Console, error: FunctionError, indent: str) -> None:

@@ -65,6 +65,10 @@ def invoke(
     no_logs: Annotated[
         bool, typer.Option("--no-logs", help="Do not show the function's output.")
     ] = False,
+    estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="Say what it may cost at most, and start nothing."),
+    ] = False,
     project_name: ProjectName = None,
     function_name: FunctionName = None,
     version_id: VersionId = None,
@@ -87,6 +91,10 @@ def invoke(
         function_name=function_name,
         version_id=version_id,
     )
+    if estimate:
+        from multinode_cli.commands.costs import estimated  # lazy: start-up time
+
+        return estimated(session, reference)
     path = path_of("projects", reference.project, "versions", reference.version_id or "latest")
     version = session.client.call(VersionInfo, "GET", path)
     check_arguments(find_function(version, reference.function), given)

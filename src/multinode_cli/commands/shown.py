@@ -136,11 +136,29 @@ def ended_line(invocation: InvocationInfo) -> str:
     return f"{invocation.status}  {invocation.invocation_id}  {times}{failed}"
 
 
-def span_s(text: str) -> float:
+def money(amount: float, currency: str) -> str:
+    """``0 USD``, ``0.000206 USD``, ``0.0412 USD``, ``12.35 USD``."""
+    if amount == 0:
+        return f"0 {currency}"
+    digits = 2 if amount >= 10 else 4 if amount >= 0.01 else 6
+    return f"{amount:,.{digits}f} {currency}"
+
+
+def used(vcpu_s: float, gb_s: float) -> str:
+    """``15 vCPU s, 30 GB s``."""
+    return f"{span_of(vcpu_s)} vCPU s, {span_of(gb_s)} GB s"
+
+
+def span_of(seconds: float) -> str:
+    """``0.0131``, ``12.3``, ``1,234``."""
+    return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.3g}"
+
+
+def span_s(text: str, option: str = "--since") -> float:
     """Seconds of ``30s``, ``10m``, ``2h`` or ``1d``. Raises InputError."""
     matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
     if matched is None:
-        message = f"--since {text!r} is no span of time."
+        message = f"{option} {text!r} is no span of time."
         raise InputError(message, "Write it like 30s, 10m, 2h or 1d.")
     return float(matched[1]) * _UNITS_S[matched[2]]
 

@@ -43,7 +43,14 @@ from multinode.errors import (
     RegistryFailed,
     VersionNotFound,
 )
-from multinode_control_plane.api import deployments, installation, invocations, rotation, workers
+from multinode_control_plane.api import (
+    costs,
+    deployments,
+    installation,
+    invocations,
+    rotation,
+    workers,
+)
 from multinode_control_plane.api.border import Border, KnownHosts
 from multinode_control_plane.api.calls import (
     Call,
@@ -56,6 +63,7 @@ from multinode_control_plane.api.field_api.endpoints import FIELD_ENDPOINTS
 from multinode_control_plane.api.openapi import document
 from multinode_control_plane.api.parameters import Query
 from multinode_control_plane.api.proxies import TrustedProxies
+from multinode_control_plane.service.costs import BY as SUMMED_BY
 from multinode_control_plane.telemetry.request import Asked, current
 
 PROJECT = "/v1/projects/{project}"
@@ -134,6 +142,25 @@ ENDPOINTS = (
             Query("since_s", "Only what was done in the last so many seconds.", "number"),
             Query("offset", "The `next_offset` of the page before.", "whole"),
         ),
+    ),
+    Endpoint(
+        "GET",
+        "/v1/costs",
+        costs.costs,
+        role="read",
+        query=(
+            Query("by", "What is summed together; each function without it.", one_of=SUMMED_BY),
+            Query("for_s", "The last so many seconds; a week without it.", "number"),
+            Query("project", "Only those of this project."),
+        ),
+    ),
+    Endpoint(
+        "GET",
+        PROJECT + "/functions/{function}/estimate",
+        costs.estimate,
+        role="read",
+        query=(Query("version", "The version's id or number; the latest without it."),),
+        errors=(ProjectNotFound, VersionNotFound, FunctionNotFound),
     ),
     Endpoint("GET", "/v1/keys", installation.list_keys, role="admin"),
     Endpoint(

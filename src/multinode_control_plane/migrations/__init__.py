@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from multinode.errors import IncompatibleVersion
 from multinode_control_plane.databases import Database
 
-HEAD = "0009"
+HEAD = "0010"
 """The schema that this release reads and writes: the newest file in ``versions/``."""
 
 

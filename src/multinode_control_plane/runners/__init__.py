@@ -55,6 +55,8 @@ class WorkerEnd:
     exit_code: int | None = None
     signal: int | None = None
     out_of_memory: bool = False
+    billed_s: float | None = None
+    """For how long it is paid, where the runner knows better than from when it was made to when it was gone; 0: not at all."""
 
 
 class WorkerNotMadeError(Exception):
@@ -81,6 +83,8 @@ class Runner(Protocol):
     """Which of ``cpu`` and ``memory`` are enforced here; known once it is open."""
     unenforced_reason: str
     """Why not both, in words; empty where both are."""
+    tariff: str
+    """By which of the prices' tariffs its workers are paid (`prices.TARIFFS`); empty: they cost nothing."""
     bundles: Bundles
     """The code of versions, as clients put it."""
 

@@ -136,6 +136,7 @@ class DockerRunner:
     """Makes workers as containers of ``engine``."""
 
     name = "docker"
+    tariff = ""
 
     def __init__(
         self,

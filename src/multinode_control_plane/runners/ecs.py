@@ -16,7 +16,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from multinode_control_plane.runners.ecs_tasks import (
     STOP_TIMEOUT_S,
     WORKER_TAG,
     TaskPlan,
+    billed_s,
     end_of,
     explain_failure,
     has_ended,
@@ -109,6 +110,7 @@ class EcsRunner:
         stop_timeout_s: int = STOP_TIMEOUT_S,
         settle_s: float = SETTLE_S,
     ) -> None:
+        self.tariff = settings.tariff
         self.bundles = Bundles(data_dir)
         self.images = Images(
             data_dir / "images",
@@ -321,7 +323,7 @@ class EcsRunner:
     async def _finish(self, worker: _Worker, task: Mapping[str, Any]) -> None:
         said = await self._said(worker, task)
         end = end_of(worker.worker_id, task, said, was_stopped=worker.was_stopped)
-        self._tell(worker, end)
+        self._tell(worker, replace(end, billed_s=billed_s(task, time.time())))
 
     async def _said(self, worker: _Worker, task: Mapping[str, Any]) -> str:
         """The supervisor's own last words, where it has not come as far as its execution, or not ended well."""

@@ -117,6 +117,10 @@ def family_prefix(name: str) -> str:
     return f"multinode-{name}-worker-"
 
 
+STOPPED_AFTER_S = 30.0
+"""How long after its container's end a task is usually STOPPED."""
+
+
 def make_launch(launch: WorkerLaunch, api_url: str, size: WorkerSize) -> Launch:
     """What the worker is told: ids and the claim code. It fetches all else, variables for its interpreter too."""
     return Launch(
@@ -217,6 +221,19 @@ def end_of(worker_id: str, task: Mapping[str, Any], said: str, *, was_stopped: b
         return end
     detail = ": ".join(filter(None, (why, end.detail)))
     return WorkerEnd(worker_id, detail, end.exit_code, end.signal, end.out_of_memory)
+
+
+def billed_s(task: Mapping[str, Any], now: float) -> float | None:
+    """For how many seconds AWS is paid for a task that has ended: from the pull of its image until it is STOPPED.
+
+    0 for one that never pulled; None where that is not told of one that ran. Where its container alone has ended by ``now``, what
+    Fargate usually takes until then is added.
+    """
+    pulled, stopped = task.get("pullStartedAt"), task.get("stoppedAt")
+    if pulled is None:
+        return None if "exitCode" in _container(task) else 0.0
+    until = now + STOPPED_AFTER_S if stopped is None else stopped.timestamp()
+    return max(0.0, float(until - pulled.timestamp()))
 
 
 def _container(task: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class ProcessRunner:
     a few; ``bundles`` is where the API keeps what clients send."""
 
     name = "process"
+    tariff = ""
 
     def __init__(
         self,

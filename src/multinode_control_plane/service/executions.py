@@ -23,8 +23,9 @@ from multinode.limits import MAX_CHARACTERS
 from multinode.worker.launch import INTERPRETER_PREFIXES
 from multinode_control_plane import decide, model
 from multinode_control_plane.model import executions, invocations, queues, values, workers
+from multinode_control_plane.prices import Meter
 from multinode_control_plane.runners import WorkerEnd, WorkerLaunch
-from multinode_control_plane.service import rows, statements, traceparent
+from multinode_control_plane.service import costs, rows, statements, traceparent
 from multinode_control_plane.service.actions import ForgetWorker, SetTimer, StartWorker, StopWorker
 from multinode_control_plane.service.catalog import Catalog, Version
 from multinode_control_plane.service.dotenv import Sealer
@@ -51,6 +52,7 @@ class Context:
     settings: Settings
     sealer: Sealer
     catalog: Catalog = field(default_factory=Catalog)
+    meter: Meter = field(default_factory=Meter)
 
 
 @dataclass(frozen=True)
@@ -603,6 +605,7 @@ def _worker_ends(tx: Transaction, context: Context, end: WorkerEnd) -> None:
     tx.changed(f"worker:{end.worker_id}", f"project:{worker.project}", "workers")
     execution = statements.one(tx.connection, executions, execution_id=worker.execution_id)
     row = rows.invocation(tx.connection, worker.invocation_id)
+    costs.note(tx, context.meter, worker, _settings(tx, context, row), end)
     if execution.state == model.STARTING:
         _try_again(tx, row, execution, _why_not_made(tx, context, row, worker, end))
     elif execution.state == model.STARTED:

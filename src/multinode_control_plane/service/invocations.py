@@ -26,7 +26,7 @@ from multinode.limits import (
 )
 from multinode_control_plane import decide, model
 from multinode_control_plane.model import executions, invocations, queues, values, workers
-from multinode_control_plane.service import rows, statements
+from multinode_control_plane.service import costs, rows, statements
 from multinode_control_plane.service.actions import RemoveLogs, SetTimer, StopWorker
 from multinode_control_plane.service.catalog import Catalog
 from multinode_control_plane.service.catalog import read as read_version
@@ -450,10 +450,11 @@ def detail(
         .where(executions.c.invocation_id == invocation_id)
         .order_by(executions.c.created_at)
     )
+    paid = costs.of_invocation(connection, invocation_id)
     return wire.InvocationDetail(
         rows.info(connection, row, now, draining=draining),
         row.input,
-        [_execution_info(item) for item in found],
+        [_execution_info(item, paid.get(item.execution_id)) for item in found],
     )
 
 
@@ -470,7 +471,7 @@ def detail_of_execution(
     return wire.InvocationDetail(whole.invocation, whole.input, chosen)
 
 
-def _execution_info(row: Row) -> wire.ExecutionInfo:
+def _execution_info(row: Row, cost: wire.AttemptCost | None) -> wire.ExecutionInfo:
     peak = row.peak_memory_bytes
     return wire.ExecutionInfo(
         execution_id=row.execution_id,
@@ -487,6 +488,7 @@ def _execution_info(row: Row) -> wire.ExecutionInfo:
         started_at=model.to_time_or_none(row.started_at),
         ended_at=model.to_time_or_none(row.ended_at),
         timeline=_timeline(row),
+        cost=cost,
     )
 
 
