@@ -30,6 +30,8 @@ _ACTS = {
     "DescribeTasks": "describe",
     "ListTasks": "list",
     "StopTask": "stop",
+    "DescribeTaskDefinition": "definition",
+    "ListTaskDefinitionFamilies": "families",
 }
 
 
@@ -143,6 +145,27 @@ class Fargate:
             # moto adds these up, and fails where there is none.
             container.setdefault("memoryReservation", 6)
         return self._moto.ask("ecs", "RegisterTaskDefinition", asked)
+
+    def _definition(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A family alone is its newest that is active, which moto does not mind."""
+        name = body["taskDefinition"]
+        if ":" not in name:
+            active = self._active(name)
+            if not active:
+                raise AwsError("ClientException", "Unable to describe task definition.")
+            body = {**body, "taskDefinition": active[-1]}
+        return self._moto.ask("ecs", "DescribeTaskDefinition", body)
+
+    def _families(self, body: dict[str, Any]) -> dict[str, Any]:
+        found = self._moto.ask("ecs", "ListTaskDefinitionFamilies", body)
+        if body.get("status") == "ACTIVE":
+            found["families"] = [each for each in found["families"] if self._active(each)]
+        return found
+
+    def _active(self, family: str) -> list[str]:
+        asked = {"familyPrefix": family, "status": "ACTIVE"}
+        found = self._moto.ask("ecs", "ListTaskDefinitions", asked)["taskDefinitionArns"]
+        return [arn for arn in found if arn.rpartition("/")[2].partition(":")[0] == family]
 
     def _cluster(self, body: dict[str, Any]) -> str:
         name = body.get("cluster", "default").rpartition("/")[2]

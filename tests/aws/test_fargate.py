@@ -190,6 +190,19 @@ def test_what_aws_refuses_is_refused(define, run, ecs, act, words):
         act(define, run, ecs)
 
 
+def test_a_family_is_its_newest_active_definition(define, ecs):
+    first, second = define(SAY), define(SAY)
+    ecs.deregister_task_definition(taskDefinition=second)
+    found = ecs.describe_task_definition(taskDefinition="tasks")["taskDefinition"]
+    assert found["taskDefinitionArn"] == first
+    asked = {"familyPrefix": "tasks", "status": "ACTIVE"}
+    for arn in ecs.list_task_definitions(**asked)["taskDefinitionArns"]:
+        ecs.deregister_task_definition(taskDefinition=arn)
+    assert ecs.list_task_definition_families(**asked)["families"] == []
+    with pytest.raises(ecs.exceptions.ClientException, match="Unable to describe"):
+        ecs.describe_task_definition(taskDefinition="tasks")
+
+
 def test_an_inactive_definition_starts_nothing(define, run, ecs):
     definition = define(SAY)
     ecs.deregister_task_definition(taskDefinition=definition)

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import docker
 import pytest
-from tests.aws.stand_in import StandIn
 from tests.contract import endings
 from tests.contract.docker_stage import (
     Containers,
@@ -34,7 +33,6 @@ from tests.contract.docker_stage import (
     volumes_noted,
 )
 from tests.contract.ecs_stage import Tasks
-from tests.contract.ecs_stage import make_environment as make_ecs_environment
 from tests.fake_control_plane import FakeControlPlane
 from tests.hand_made_image import needs_engine
 
@@ -274,6 +272,7 @@ class Stage:
         assignment = Assignment(
             token="",
             kind="invocation",
+            execution_id=f"exe-{secrets.token_hex(4)}",
             project="p",
             version_id="v",
             bundle_digest=BUNDLE_DIGEST,
@@ -478,32 +477,6 @@ def docker_environment(tmp_path_factory):
 @pytest.fixture(params=RUNNERS)
 def stage(request, ending, tmp_path):
     return request.getfixturevalue(f"{request.param}_stage")
-
-
-@pytest.fixture(scope="session")
-def ecs_environment(tmp_path_factory):
-    needs_engine()
-    with StandIn(tmp_path_factory.mktemp("aws")) as aws:
-        yield make_ecs_environment(aws, tmp_path_factory.mktemp("ecs"))
-
-
-@pytest.fixture
-def ecs_stage(tmp_path, ecs_environment, ending, monkeypatch):
-    for name, value in ecs_environment.aws.environ.items():
-        monkeypatch.setenv(name, value)
-    ecs_environment.lend(tmp_path)
-    ecs_environment.aws.set(shared_folder=str(tmp_path))
-    tmp_path.chmod(0o777)
-    threads = threading.active_count()
-    with FakeControlPlane(ecs_environment.gateway) as plane:
-        stage = EcsStage(tmp_path, ecs_environment, plane, ending)
-        yield stage
-    deadline = time.monotonic() + 10
-    while (left := stage.left() or stage.present()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    stage.tasks.close()
-    assert not left, "tasks were left behind"
-    assert threading.active_count() <= threads
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -310,8 +310,7 @@ class EcsRunner:
                 worker.is_ending = True
                 self._spawn(self._finish(worker, task))
             elif worker.was_stopped and task.get("desiredStatus") != "STOPPED":
-                # It was refused, lost, or came before ECS knew of the task.
-                worker.is_stop_sent = worker.is_stop_sent and task.get("lastStatus") == "STOPPING"
+                worker.is_stop_sent = False  # it was lost, or came before ECS knew of the task
                 self._send_stop(worker)
 
     def _missing(self, worker: _Worker) -> None:
@@ -361,10 +360,12 @@ class EcsRunner:
         """Finds the tasks of an earlier server by their tags: see ``Runner.adopt``."""
         wanted = set(worker_ids) - self._workers.keys()
         try:
-            found = await self._own_tasks()
+            found = await self._own_tasks(await self._tasks.living())
+            if wanted - found.keys():
+                found.update(await self._own_tasks(await self._tasks.stopping()))
             if wanted - found.keys():  # one may have been asked for just before the crash
                 await asyncio.sleep(self._settle_s)
-                found.update(await self._own_tasks())
+                found.update(await self._own_tasks(await self._tasks.living()))
         except AwsFailed as error:
             raise InputError(error.message, error.hint) from error
         ends = {worker_id: WorkerEnd(worker_id) for worker_id in wanted}
@@ -388,11 +389,10 @@ class EcsRunner:
         self._spawn(self._sweep_regularly())
         return ends
 
-    async def _own_tasks(self) -> dict[str, dict[str, Any]]:
-        """Tasks of this installation that ECS still knows, by the ids of their workers."""
-        arns = {*await self._tasks.living(), *await self._tasks.stopping()}
+    async def _own_tasks(self, arns: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Of these tasks those of this installation, by the ids of their workers."""
         found = {}
-        for task in (await self._tasks.describe(sorted(arns))).values():
+        for task in (await self._tasks.describe(arns)).values():
             tags = tags_of(task)
             if tags.get(NAME_TAG) == self._settings.name and tags.get(WORKER_TAG):
                 found[tags[WORKER_TAG]] = task
@@ -412,13 +412,12 @@ class EcsRunner:
         """Stops tasks that nobody knows: of a request that AWS took, and whose answer nobody heard. Raises AwsFailed."""
         known = {worker.task for worker in self._workers.values()}
         unknown = [arn for arn in await self._tasks.living() if arn not in known]
-        for arn, task in (await self._tasks.describe(unknown)).items():
-            tags = tags_of(task)
-            # The worker first: one that is being made has no task yet that would be known.
-            if tags.get(WORKER_TAG) in self._workers or tags.get(NAME_TAG) != self._settings.name:
-                continue
-            log.warning("stopping a task that nobody knows: %s", arn)
-            await self._tasks.stop(arn, "nobody knows it")
+        for worker_id, task in (await self._own_tasks(unknown)).items():
+            if (
+                worker_id not in self._workers
+            ):  # else it is being made, and has no task yet that would be known
+                log.warning("stopping a task that nobody knows: %s", task["taskArn"])
+                await self._tasks.stop(task["taskArn"], "nobody knows it")
 
     # --- logs, what is stored, the end -----------------------------------------------------------------
 

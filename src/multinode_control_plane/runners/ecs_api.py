@@ -60,7 +60,7 @@ class Account:
 
     def close(self) -> None:
         """Ends all connections. Blocks."""
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=True)
         for service in (self.ecs, self.logs, self._once):
             service.close()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -19,6 +20,8 @@ from multinode.wire import LogRecord
 from multinode.worker.output import END
 from multinode_control_plane.runners.ecs_api import Account
 from multinode_control_plane.runners.ecs_tasks import TaskPlan, stream_of
+
+log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 LOOK_S = 3.0
@@ -123,8 +126,15 @@ class TaskLogs:
         pieces, token = Pieces(), ""
         while True:
             may_be_last = self._is_settled(execution_id, ended)  # before reading
-            task_id = await self._task_of(execution_id)
-            page = await self._page(task_id, token) if task_id else _Page((), "")
+            try:
+                task_id = await self._task_of(execution_id)
+                page = await self._page(task_id, token) if task_id else _Page((), "")
+            except AwsFailed as error:
+                if ended is None or not error.is_passing:
+                    raise
+                log.warning("%s", error)  # who follows goes on when AWS does
+                await _pause(LOOK_S, ended)
+                continue
             for message in page.messages:
                 record = pieces.add(message)
                 if record is not None:
