@@ -23,7 +23,7 @@ REFERENCE = ROOT / "docs" / "reference"
 PAGES = sorted(
     [
         *(ROOT / "docs").rglob("*.md"),
-        *(ROOT / f"{n}.md" for n in ("README", "CONTRIBUTING", "CHANGELOG")),
+        *(ROOT / f"{n}.md" for n in ("README", "CONTRIBUTING", "CHANGELOG", "infra/aws/README")),
     ]
 )
 EVERYWHERE = {"--json", "--profile", "--debug", "--help"}

@@ -9,8 +9,9 @@ resource "aws_ecs_cluster" "this" {
   name = var.name
 
   setting {
-    name  = "containerInsights"
-    value = "enabled"
+    name = "containerInsights"
+    # Charged for each task definition, of which functions have many.
+    value = "disabled"
   }
 }
 
@@ -28,6 +29,7 @@ resource "aws_ecs_cluster_capacity_providers" "this" {
 resource "aws_ecr_repository" "functions" {
   name                 = "${var.name}/functions"
   image_tag_mutability = "IMMUTABLE"
+  force_delete         = !var.deletion_protection
 
   encryption_configuration {
     encryption_type = "AES256"

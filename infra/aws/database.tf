@@ -65,7 +65,6 @@ resource "aws_db_instance" "this" {
   deletion_protection             = var.deletion_protection
   skip_final_snapshot             = false
   final_snapshot_identifier       = "${var.name}-final"
-  performance_insights_enabled    = true
   enabled_cloudwatch_logs_exports = ["postgresql"]
 
   depends_on = [aws_cloudwatch_log_group.database]

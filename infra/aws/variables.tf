@@ -240,7 +240,7 @@ variable "database" {
 # --- care ------------------------------------------------------------------------------------------------------
 
 variable "deletion_protection" {
-  description = "Whether database and load balancers refuse to be destroyed. Switch it off, and apply that, before you destroy the installation."
+  description = "Whether database, load balancers and images refuse to be destroyed. Switch it off, and apply that, before you destroy the installation."
   type        = bool
   default     = true
 }

@@ -281,7 +281,7 @@ def db_instance(aws: Calls, value: Value) -> Value:
         "ManageMasterUserPassword": "manage_master_user_password", "Port": "port", "DBSubnetGroupName": "db_subnet_group_name",
         "VpcSecurityGroupIds": "vpc_security_group_ids", "PubliclyAccessible": "publicly_accessible",
         "BackupRetentionPeriod": "backup_retention_period", "CopyTagsToSnapshot": "copy_tags_to_snapshot",
-        "DeletionProtection": "deletion_protection", "EnablePerformanceInsights": "performance_insights_enabled",
+        "DeletionProtection": "deletion_protection",
         "EnableCloudwatchLogsExports": "enabled_cloudwatch_logs_exports", "DBParameterGroupName": "parameter_group_name",
     }  # fmt: skip
     made = aws("rds").create_db_instance(**some(value, **names))["DBInstance"]
