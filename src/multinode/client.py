@@ -41,6 +41,14 @@ ANSWER_TIMEOUT_S = 30.0
 """How much later than ``wait_s`` an answer may come before the connection counts as lost."""
 STREAM_TIMEOUT_S = 60.0
 """Silence after which a stream counts as lost: four heartbeats of 15 s."""
+_AWAY = (
+    "Check the URL (http or https?) and the network; `multinode doctor` says more, "
+    "and `multinode server status` whether a local one runs."
+)
+_UNTRUSTED = (
+    "Its certificate is not trusted here, or is for another name. "
+    "Where an authority of your own vouches for it, SSL_CERT_FILE names that one's certificate."
+)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 
 
@@ -165,7 +173,7 @@ class Client:
             _check_reply(reply, self.url + path)
             yield from opened.lines()
         except ConnectionLost as lost:
-            raise self._unreachable(lost.reason, 0.0) from lost
+            raise self._unreachable(lost, 0.0) from lost
         finally:
             opened.close()
 
@@ -231,17 +239,14 @@ class Client:
                     reply is not None and reply.status == 429
                 ):  # which says more than that it is out of reach
                     return reply
-                raise self._unreachable(lost.reason, now - failed_at) from lost
+                raise self._unreachable(lost, now - failed_at) from lost
             yield Sleep(min(left_s, told_s + pause_s * jitter()))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    def _unreachable(self, reason: str, tried_s: float) -> errors.ControlPlaneUnreachable:
+    def _unreachable(self, lost: ConnectionLost, tried_s: float) -> errors.ControlPlaneUnreachable:
         tried = f" (tried for {tried_s:.0f} s)" if tried_s >= 1 else ""
-        return errors.ControlPlaneUnreachable(
-            f"The control plane at {self.url} is out of reach: {reason}{tried}.",
-            "Check the URL and the network; `multinode doctor` says more, "
-            "and `multinode server status` whether a local one runs.",
-        )
+        message = f"The control plane at {self.url} is out of reach: {lost.reason}{tried}."
+        return errors.ControlPlaneUnreachable(message, _UNTRUSTED if lost.is_hopeless else _AWAY)
 
     # --- the blocking driver ---
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,20 @@ def test_commands_that_start_at_once_start_one(server):
     found = [outcome(process) for process in [server("list", "--json") for _ in range(3)]]
     assert [code for code, _, _ in found] == [0, 0, 0], found
     assert sum("Started a local control plane" in err for _, _, err in found) == 1, found
+
+
+def test_a_command_waits_for_one_that_is_coming_up(server, tmp_path):
+    """As a service that has just been started; that one keeps its data folder, and the command uses it."""
+    running = server("server", "run")
+    lock = tmp_path / "home" / "server" / "lock"
+    while not (lock.exists() and lock.read_text()):
+        assert running.poll() is None
+        time.sleep(0.01)
+    code, _, err = outcome(server("list"))
+    assert (code, "Started" in err) == (0, False), err
+    assert outcome(server("server", "stop", "--now"))[0] == 0
+    outcome(running)
+    assert outcome(server("list"))[0] == 0, "which starts one, for the stop at the end"
 
 
 def test_bad_options_are_an_error_while_one_runs(server):

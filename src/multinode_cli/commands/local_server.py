@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from multinode.errors import (
+    Conflict,
     MissingExtra,
     MultinodeError,
     OperationFailed,
@@ -30,6 +32,8 @@ from multinode_cli.settings import Settings
 
 _NEEDED = ("starlette", "uvicorn", "sqlalchemy", "alembic", "cryptography", "prometheus_client")
 _LOG_TAIL_LINES = 15
+OTHER_S = 10.0
+"""How long another one may take to come up."""
 _MIB = 1024**2
 
 
@@ -109,12 +113,26 @@ def start(
         if server is not None:
             return server, False
         with console.changing_line("starting the local control plane"):
-            _spawn(settings, options)
+            try:
+                _spawn(settings, options)
+            except Conflict:
+                server = _wait_for_other(settings.home)
+                if server is None:
+                    raise
+                return server, False
         server = find(settings.home)
     if server is None:
         message = "The local control plane came up and went away at once."
         raise ServerStartFailed(message, f"Its log is {_log(settings.home)}.")
     return server, True
+
+
+def _wait_for_other(home: Path) -> RunningServer | None:
+    """The one that holds the data folder, once it is up: a `server run` of this home that has begun. None where it is not this home's."""
+    until = time.monotonic() + OTHER_S
+    while (server := find(home)) is None and time.monotonic() < until:
+        time.sleep(0.1)
+    return server
 
 
 def command(home: Path, options: Sequence[str]) -> list[str]:
