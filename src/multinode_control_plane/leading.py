@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 
 from multinode import wire
 from multinode_control_plane import bundle_copies
@@ -14,7 +15,7 @@ from multinode_control_plane.api.routes import WORKER_ENDPOINTS, make_app
 from multinode_control_plane.listening import Serving, worker_door
 from multinode_control_plane.local_state import FILE, Local
 from multinode_control_plane.runners.storage import size
-from multinode_control_plane.service import audit
+from multinode_control_plane.service import audit, costs
 
 log = logging.getLogger("multinode")
 
@@ -75,11 +76,11 @@ async def _fetch_bundles(plane: ControlPlane) -> None:
 
 
 async def _collect_regularly(plane: ControlPlane) -> None:
-    """Removes what no version has used for long, what is over the disk limit, and old lines of the audit log."""
+    """Removes what no version has used for long, what is over the disk limit, and what is old of the audit log and of costs."""
     while True:
         await asyncio.sleep(COLLECT_S)
         try:
-            await forget_audit(plane, time.time())
+            await forget_old(plane, time.time())
             unused_s = plane.context.settings.keep_unused_s
             done = await collect(plane, unused_s=unused_s, dry_run=False)
             if done:
@@ -88,13 +89,16 @@ async def _collect_regularly(plane: ControlPlane) -> None:
             log.exception("what nothing needs could not be removed")
 
 
-async def forget_audit(plane: ControlPlane, now: float) -> None:
-    """Removes what the audit log is to keep no longer, in small steps, between which others write."""
-    kept_s = plane.context.settings.keep_audit_s
-    if kept_s == 0:
-        return
-    while await plane.store.write(lambda tx: audit.forget(tx, now - kept_s)):
-        pass
+async def forget_old(plane: ControlPlane, now: float) -> None:
+    """Removes what the audit log and the costs are to keep no longer, in small steps, between which others write."""
+    settings = plane.context.settings
+    for kept_s, forget in (
+        (settings.keep_audit_s, audit.forget),
+        (settings.keep_costs_s, costs.forget),
+    ):
+        job = partial(forget, before=now - kept_s)
+        while kept_s and await plane.store.write(job):
+            pass
 
 
 def _in_words(item: wire.Collected) -> str:

@@ -88,6 +88,7 @@ class Settings:
     """Whether OpenTelemetry's variables name where traces go."""
     keep_unused_s: float = 7 * 24 * 3600.0
     keep_audit_s: float = 400 * 24 * 3600.0
+    keep_costs_s: float = 400 * 24 * 3600.0
     """Of lines of the audit log; 0: for ever."""
     stop_delay_s: float = 0.0
     max_values: int = 100_000
@@ -130,6 +131,7 @@ _SPANS = {
     "unreachable": "seconds of silence of a worker that lives before it is stopped",
     "stop_delay": "seconds that a server which was told to end serves on, while /readyz says that it is not ready",
     "keep_audit": "seconds that lines of the audit log are kept; 0 keeps all",
+    "keep_costs": "seconds that costs of what has ended are kept; 0 keeps all",
     "keep_unused": "seconds that environments, images and bundles which no version uses are kept",
 }
 _SIZES = {

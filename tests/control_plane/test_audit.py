@@ -14,7 +14,7 @@ from multinode import wire
 from multinode.client import Client
 from multinode.errors import InvocationNotFound, NotAllowed
 from multinode_control_plane import model
-from multinode_control_plane.leading import forget_audit
+from multinode_control_plane.leading import forget_old
 from multinode_control_plane.service import audit
 from multinode_control_plane.service.access import Caller
 from multinode_control_plane.service.audit import Act
@@ -112,7 +112,7 @@ def test_old_lines_are_removed_step_by_step(
     async def test(plane: Plane) -> None:
         for number in range(9):
             await plane.store.write(lambda tx, n=number: note_at(tx, n))
-        await forget_audit(api_of(plane), NOW)
+        await forget_old(api_of(plane), NOW)
         log = await plane.store.read(
             lambda connection: audit.page(connection, since=None, project=None, offset=None)
         )

@@ -219,6 +219,17 @@ def _row(number: int, project: str = "shop", function: str = "f") -> dict[str, A
     }  # fmt: skip
 
 
+def test_what_is_old_is_forgotten_in_steps(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "STEP", 2)
+    rows = [{**_row(number), "ended_at": float(number)} for number in range(5)]
+    bench.do(lambda tx: tx.connection.execute(sa.insert(model.costs), rows))
+    assert [bench.do(costs.forget, 3.0) for _ in range(2)] == [True, False]
+    left = bench.look(
+        lambda connection: list(connection.execute(sa.select(model.costs.c.ended_at)).scalars())
+    )
+    assert sorted(left) == [3.0, 4.0]
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_executions_are_summed_at_once(bench: Bench) -> None:
     """As many lie before the week; the database looks at the week's alone."""

@@ -21,6 +21,8 @@ from multinode_control_plane.store import Transaction
 
 DAY_S = 86400
 MAX_LINES = 1000
+STEP = 500
+"""How many old rows one transaction removes."""
 HISTORY = 1000
 """How many of the newest attempts of a function an estimate looks at."""
 BY = ("function", "project", "version", "day")
@@ -55,6 +57,15 @@ def note(
             "cost": bill.cost,
         },
     )
+
+
+def forget(tx: Transaction, before: float) -> bool:
+    """Removes up to `STEP` rows from before that time (POSIX seconds). Whether there may be more."""
+    chosen = sa.select(costs.c.execution_id).where(costs.c.ended_at < before).limit(STEP)
+    old = list(tx.connection.execute(chosen).scalars())
+    if old:
+        tx.connection.execute(sa.delete(costs).where(costs.c.execution_id.in_(old)))
+    return len(old) == STEP
 
 
 def of_invocation(connection: sa.Connection, invocation_id: str) -> dict[str, wire.AttemptCost]:
