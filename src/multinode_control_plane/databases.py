@@ -169,10 +169,14 @@ class Postgres:
         connection.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 
     def begin_schema_change(self, connection: sa.Connection) -> None:
-        """See `Database`. Who waits for a table in vain (a reader that hangs) gives up, and may try again."""
-        connection.exec_driver_sql(
-            f"BEGIN; SET LOCAL lock_timeout = '10s'; SELECT pg_advisory_xact_lock({SCHEMA_LOCK})"
+        """See `Database`. No writer runs beside it, or each could wait for a table that the other has changed.
+
+        Who waits for a table in vain (a reader that hangs) gives up, and may try again.
+        """
+        locks = "".join(
+            f"; SELECT pg_advisory_xact_lock({lock})" for lock in (SCHEMA_LOCK, WRITER_LOCK)
         )
+        connection.exec_driver_sql(f"BEGIN; SET LOCAL lock_timeout = '10s'{locks}")
 
     def note_commit(self, connection: sa.Connection, writer: str, number: int) -> None:
         """See `Database`."""

@@ -310,3 +310,35 @@ def test_readers_see_one_state_of_the_database(shared_url, tmp_path):
         assert asyncio.run(bench.store.read(look)) == (0, 0)
     finally:
         bench.close()
+
+
+def test_a_change_of_the_schema_that_a_reader_stands_in_the_way_of_is_made_again(
+    postgres_server, monkeypatch
+):
+    url = postgres_server.new_database(empty=True)
+    database = open_database(url)
+    migrations.upgrade(database)
+    name = urlsplit(url).path.strip("/")
+    postgres_server.execute("UPDATE alembic_version SET version_num = '0001'", name)
+    reader, tries = psycopg.connect(url), []
+    reader.execute("SET deadlock_timeout = '60s'")  # it is the change that gives way
+    threads = []
+
+    def make(connection: sa.Connection) -> None:
+        tries.append(connection)
+        if len(tries) == 1:
+            reader.execute("SELECT count(*) FROM invocations")
+            connection.exec_driver_sql("ALTER TABLE workers ADD COLUMN more text")
+            threads.append(threading.Thread(target=read_workers))
+            threads[0].start()
+        connection.exec_driver_sql("ALTER TABLE invocations ADD COLUMN more text")
+
+    def read_workers() -> None:
+        reader.execute("SELECT count(*) FROM workers")
+        reader.close()
+
+    monkeypatch.setattr(migrations, "make", make)
+    assert migrations.upgrade(database)[1] == migrations.HEAD
+    threads[0].join()
+    assert len(tries) > 1
+    database.engine.dispose()

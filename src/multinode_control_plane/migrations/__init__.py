@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -11,6 +12,9 @@ from multinode_control_plane.databases import Database
 
 HEAD = "0010"
 """The schema that this release reads and writes: the newest file in ``versions/``."""
+
+ATTEMPTS, PAUSE_S = 10, 0.2
+"""How often a change of the schema is tried, where it and a reader wait for each other."""
 
 
 def current(connection: sa.Connection) -> str | None:
@@ -41,8 +45,20 @@ def prepare(database: Database) -> None:
 def upgrade(database: Database) -> tuple[str | None, str]:
     """Brings the database to `HEAD`, in one transaction: what it was, and what it is. Others may use it meanwhile.
 
+    A reader may hold a table that this waits for, and wait for one that this has changed: then it begins anew.
     Raises IncompatibleVersion for one that a later release has made.
     """
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return _upgrade(database)
+        except sa.exc.DBAPIError as error:
+            if not database.is_away(error):
+                raise
+        time.sleep(PAUSE_S)
+    return _upgrade(database)
+
+
+def _upgrade(database: Database) -> tuple[str | None, str]:
     with database.engine.connect() as connection:
         database.begin_schema_change(connection)
         found = current(connection)
