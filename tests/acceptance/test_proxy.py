@@ -1,9 +1,14 @@
-"""``infra/proxy/nginx.conf`` in front of a control plane, as it stands: TLS, values, and logs that come while a function runs."""
+"""``infra/proxy/nginx.conf`` in front of a control plane, as it stands: TLS, values, and logs that come while a function runs.
+
+And ``infra/server/haproxy.cfg``, as the compose file uses it: who asks. `tests/faults/test_rolling_restart.py` does the rest with it.
+"""
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -14,7 +19,10 @@ import pytest
 from tests.acceptance.product import COMMAND, Product
 from tests.images.certificates import write_certificates
 
+from multinode_control_plane.api.limits import WRONG_KEYS
+
 NGINX = "/usr/sbin/nginx"
+HAPROXY = Path(__file__).parents[2] / "infra" / "server" / "haproxy.cfg"
 CONFIGURATION = Path(__file__).parents[2] / "infra" / "proxy" / "nginx.conf"
 FUNCTIONS = """
 from pathlib import Path
@@ -56,11 +64,13 @@ set $control_plane {control_plane};
 """
 
 
+def missing(what: str) -> None:
+    said = f"{what} is not installed here"
+    pytest.fail(said) if os.environ.get("CI") else pytest.skip(said)
+
+
 @pytest.fixture
 def product(tmp_path: Path) -> Iterator[Product]:
-    if not os.access(NGINX, os.X_OK):
-        missing = "nginx is not installed here: apt-get install nginx-light"
-        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
     made = Product(tmp_path)
     yield made
     made.call("server", "stop", "--now")
@@ -69,6 +79,8 @@ def product(tmp_path: Path) -> Iterator[Product]:
 @pytest.fixture
 def url(product: Product, tmp_path: Path) -> Iterator[str]:
     """Of a proxy in front of the product's control plane."""
+    if not os.access(NGINX, os.X_OK):
+        missing("nginx (nginx-light)")
     write_certificates(tmp_path)
     product.run(
         *("server", "start", "--runner", "process", "--port", "0"),
@@ -103,7 +115,7 @@ def wait_for(port: int, running: subprocess.Popen[bytes], log: Path) -> None:
             socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
             assert running.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, "nginx did not come up"
+            assert time.monotonic() < deadline, "the proxy did not come up"
             time.sleep(0.05)
         else:
             return
@@ -145,3 +157,46 @@ def test_a_team_works_through_nginx(product: Product, url: str, tmp_path: Path) 
         following.wait()
     values = run("invoke", "count", "--input", "input.json", "--json")
     assert json.loads(values)["data"]["num_values"] == 3, values
+
+
+@pytest.fixture
+def haproxy(product: Product, tmp_path: Path) -> Iterator[int]:
+    """The port of HAProxy in front of the product's control plane, which it calls from an address that is named."""
+    program = shutil.which("haproxy")
+    if program is None:
+        missing("haproxy")
+    trusted = ("--trusted-proxies", "127.0.0.3")
+    product.run("server", "start", "--runner", "process", "--port", "0", *trusted)
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    address = product.server["url"].removeprefix("http://")
+    variables = {
+        "MULTINODE_BIND": f"127.0.0.1:{port}",
+        "MULTINODE_SOURCE": "127.0.0.3",
+        "MULTINODE_A": address,
+        "MULTINODE_B": address,
+    }
+    log = tmp_path / "haproxy.log"
+    with log.open("w") as output:
+        running = subprocess.Popen(
+            [str(program), "-f", HAPROXY, "-db"],
+            env={**os.environ, **variables}, stdout=output, stderr=output,
+        )  # fmt: skip
+    try:
+        wait_for(port, running, log)
+        yield port
+    finally:
+        running.terminate()
+        running.wait(20)
+
+
+def test_haproxy_says_who_asks(product: Product, haproxy: int) -> None:
+    client = http.client.HTTPConnection("127.0.0.1", haproxy, 20, ("127.0.0.2", 0))
+    forged = {"Authorization": "Bearer mnk_wrong", "X-Forwarded-For": "192.0.2.1"}
+    for _ in range(WRONG_KEYS + 1):
+        client.request("GET", "/v1/projects", headers=forged)
+        answer = client.getresponse()
+        said = answer.read().decode()
+    client.close()
+    assert answer.status == 429
+    assert "came from 127.0.0.2 within a minute" in said
