@@ -15,21 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import httpx
 import pytest
+from tests.postgres import PostgresServer
 from tests.terraform import iam
 from tests.terraform.bench import Workspace
 
 from multinode.errors import AwsFailed
 from multinode_control_plane import secret_keys
 from multinode_control_plane.database_passwords import AwsPassword
+from multinode_control_plane.listening import known_hosts
 from multinode_control_plane.runners.ecr import EcrRepository
-from multinode_control_plane.settings import RUNNERS, parser, resolve
+from multinode_control_plane.settings import parser, resolve
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ACCOUNT, REGION = "123456789012", "eu-west-2"
 NEVER_NAMED = {"MULTINODE_ADMIN_KEY", "MULTINODE_REGISTRY_KEY"}
 """Settings without an option."""
-HAS_ECS = "ecs" in RUNNERS
 
 
 class Emulator:
@@ -178,19 +180,17 @@ def test_no_variable_of_a_task_is_a_secret(applied: Applied) -> None:
 
 def test_every_variable_is_a_setting(applied: Applied) -> None:
     given = {name for name in applied.environment if name.startswith("MULTINODE_")}
-    if not HAS_ECS:
-        given = {name for name in given if not name.startswith("MULTINODE_ECS_")}
     options = {f"MULTINODE_{action.dest.upper()}" for action in parser()._actions}
     assert given <= options | NEVER_NAMED, given - options
 
 
 def test_the_control_plane_takes_its_settings(applied: Applied) -> None:
-    environ = (
-        applied.environment if HAS_ECS else {**applied.environment, "MULTINODE_RUNNER": "docker"}
-    )
-    settings = resolve(parser().parse_args([]), environ)
+    settings = resolve(parser().parse_args([]), applied.environment)
     assert settings.worker_url == "https://multinode.example.com"
     assert settings.registry == "ecr:multinode/functions"
+    # What clients and functions name, and what load balancers do that look whether it is ready.
+    assert "multinode.example.com" in known_hosts(settings)
+    assert "10.42.128.7:9470" in known_hosts(settings)
     assert settings.port == applied.resources['aws_lb_target_group.this["clients"]']["port"]
     assert database_secret(applied) in settings.database
     assert settings.stop_delay_s + 30 < applied.containers["control-plane"]["stopTimeout"]
@@ -305,8 +305,7 @@ def test_the_control_plane_may_do_what_its_code_does_and_no_more(applied: Applie
     called = iam.called() - NOT_WANTED.keys()
     assert {"ecr:GetAuthorizationToken", "ecr:DescribeImages"} <= called
     assert called <= allowed, "the code makes calls that the policy does not allow"
-    if HAS_ECS:
-        assert allowed == called | BY_OTHERS.keys(), "the policy allows more than the code does"
+    assert allowed == called | BY_OTHERS.keys(), "the policy allows more than the code does"
 
 
 @pytest.fixture
@@ -363,3 +362,66 @@ def test_what_its_role_lacks_is_refused() -> None:
     with pytest.raises(AwsFailed, match="CreateRepository"):
         repository.login()
     repository.close()
+
+
+@pytest.fixture
+def started(
+    applied: Applied, as_the_control_plane: None, postgres_server: PostgresServer, tmp_path: Path
+) -> Iterator[tuple[str, str]]:
+    """A control plane with the task's variables, but for its addresses and folders; its URL, and the admin key."""
+    secrets = applied.aws.client(
+        "secretsmanager"
+    )  # whose login moto lets pass, were it not for `enforce`
+    applied.aws.enforce(wanted=False)
+    arn = applied.containers["control-plane"]["secrets"][0]["valueFrom"]
+    admin_key = secrets.get_secret_value(SecretId=arn)["SecretString"]
+    applied.aws.enforce(wanted=True)
+    host = applied.resources["aws_db_instance.this"]["address"]
+    database = applied.environment["MULTINODE_DATABASE"]
+    kept = postgres_server.new_database(empty=True)
+    assert f"{host}:5432/multinode?sslmode=require&" in database
+    environ = {
+        **{name: value for name, value in os.environ.items() if name.startswith(("AWS_", "PATH"))},
+        **applied.environment,
+        "MULTINODE_ADMIN_KEY": admin_key,
+        "MULTINODE_DATABASE": f"{kept}?{database.partition('sslmode=require&')[2]}",
+        "MULTINODE_HOME": str(tmp_path / "home"),
+        "MULTINODE_HOST": "127.0.0.1",
+        "MULTINODE_PORT": "0",
+        "TMPDIR": str(tmp_path),
+    }
+    migrate = [sys.executable, "-m", "multinode_control_plane.migrations"]
+    subprocess.run(migrate, env=environ, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    with (tmp_path / "log").open("w") as log:
+        serve = [sys.executable, "-m", "multinode_control_plane"]
+        process = subprocess.Popen(serve, env=environ, stderr=log)
+        try:
+            yield _url_of(process, tmp_path), admin_key
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _url_of(process: subprocess.Popen[bytes], folder: Path) -> str:
+    server, deadline = folder / "home" / "server.json", time.monotonic() + 60
+    while not server.exists():
+        assert process.poll() is None, (folder / "log").read_text()
+        assert time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.1)
+    url: str = json.loads(server.read_text())["url"]
+    return url
+
+
+def test_a_control_plane_starts_with_what_was_made(started: tuple[str, str]) -> None:
+    url, admin_key = started
+    through_the_load_balancer = {
+        "Host": "multinode.example.com",
+        "Authorization": f"Bearer {admin_key}",
+        "X-Forwarded-Proto": "https",
+    }
+    assert httpx.get(f"{url}/readyz").status_code == 200
+    answer = httpx.get(f"{url}/v1/server/checks", headers=through_the_load_balancer, timeout=30)
+    assert answer.status_code == 200, answer.text
+    states = {each["check"]: (each["state"], each["finding"]) for each in answer.json()}
+    for check in ("ECS cluster", "log group", "ECR repository"):
+        assert states[check][0] == "ok", states
