@@ -2,9 +2,13 @@
 
 import asyncio
 import os
+from contextlib import contextmanager
 
 import pytest
+from tests.acceptance.ecs_product import EcsProduct
 from tests.acceptance.product import Product
+from tests.aws.stand_in import StandIn
+from tests.hand_made_image import needs_engine
 
 from multinode_control_plane.runners.pythons import OLDEST_MINOR, Pythons
 from multinode_control_plane.runners.virtualenv import find_uv
@@ -31,6 +35,24 @@ def _on_database(new_database):
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def on_each_database(request, pytestconfig):
     """For the core of the product: tested on both in every run, whatever ``--database`` says of the rest."""
+    with _on(request, pytestconfig):
+        yield
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql", "ecs"])
+def make_product(request, pytestconfig, tmp_path_factory):
+    """The same with tasks of ECS, too: makes a product in a folder."""
+    if request.param != "ecs":
+        with _on(request, pytestconfig):
+            yield Product
+        return
+    needs_engine()
+    with StandIn(tmp_path_factory.mktemp("aws"), keeps_tags=True) as aws:
+        yield lambda folder: EcsProduct(folder, aws, tmp_path_factory.getbasetemp())
+
+
+@contextmanager
+def _on(request, pytestconfig):
     if request.param == "sqlite" and pytestconfig.getoption("--database") != "sqlite":
         pytest.skip("--database names another")
     before = Product.new_database

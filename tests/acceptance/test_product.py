@@ -14,6 +14,8 @@ from tests.acceptance.product import Product
 
 from multinode import wire
 
+pytestmark = pytest.mark.timeout(400)
+"""The first test on ECS waits for an image."""
 MAIN = """
 import time
 from pathlib import Path
@@ -45,13 +47,19 @@ def cancelled(path):
 
 
 @pytest.fixture(scope="module")
-def product(on_each_database, tmp_path_factory):
-    made = Product(tmp_path_factory.mktemp("product"))
+def product(make_product, tmp_path_factory):
+    made = make_product(tmp_path_factory.mktemp("product"))
     made.write({"tasks/main.py": MAIN})
     made.run("server", "start", "--port", "0")
     assert made.json("deploy")["created"]
     yield made
     made.run("server", "stop", "--now")
+
+
+@pytest.fixture(autouse=True)
+def _others_may_write(tmp_path):
+    """A task runs as another user."""
+    tmp_path.chmod(0o777)
 
 
 def until_value(product: Product, invocation_id: str) -> None:

@@ -36,7 +36,7 @@ class Server:
         self._moto = moto
         self.lives: Lives | None = None
         self.fargate = Fargate(moto, lambda task: self._lives().live(task))
-        self._mark = known["mark"]
+        self._mark, self._registry = known["mark"], known["registry"]
         self._services: dict[str, Callable[..., dict[str, Any]]] = {
             "ecr": self.ecr.handle,
             "ecs": self.fargate.handle,
@@ -45,7 +45,7 @@ class Server:
     def _lives(self) -> Lives:
         """Not before the first task: ECR alone needs no engine."""
         if self.lives is None:
-            self.lives = Lives(self._moto, self._mark, self._login)
+            self.lives = Lives(self._moto, self._mark, self._registry, self._login)
         return self.lives
 
     def _login(self) -> dict[str, str]:

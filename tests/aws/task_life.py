@@ -27,8 +27,11 @@ class NotStarted(Exception):
 class Lives:
     """Gives tasks their lives on an engine."""
 
-    def __init__(self, moto: Moto, mark: str, login: Callable[[], dict[str, str]]) -> None:
+    def __init__(
+        self, moto: Moto, mark: str, registry: str, login: Callable[[], dict[str, str]]
+    ) -> None:
         self._moto = moto
+        self._registry = registry
         self._mark = mark
         self._login = login
         self.engine = docker.APIClient(
@@ -63,11 +66,17 @@ class Lives:
             task.status = "STOPPED"
 
     def clear(self) -> None:
-        """Removes all containers."""
+        """Removes all containers, and all images that are of the registry."""
         label = {"label": f"{LABEL}={self._mark}"}
         for container in self.engine.containers(all=True, filters=label):
             with suppress(docker.errors.APIError):
                 self.engine.remove_container(container["Id"], force=True, v=True)
+
+        for image in self.engine.images():
+            for name in (*(image["RepoTags"] or ()), *(image["RepoDigests"] or ())):
+                if name.startswith(f"{self._registry}/"):
+                    with suppress(docker.errors.APIError):
+                        self.engine.remove_image(name, force=True)
 
     # --- coming up -------------------------------------------------------------------------------------
 
