@@ -24,6 +24,7 @@ LOG_FORMATS = ("text", "json")
 RUNNERS = ("auto", "process", "docker", "ecs")
 ECR = "ecr"
 """Begins a --registry that is a repository of AWS."""
+MIN_OPEN_REQUESTS = 10
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -278,6 +279,7 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
         **sizes,
     )
     check_certificate(settings)
+    check_open_requests(settings)
     prices.read(settings.prices)  # says what is wrong with it, if anything is
     _check_registry(settings)
     _check_ecs(settings)
@@ -353,6 +355,16 @@ def check_certificate(settings: Settings) -> None:
         raise InputError(message, "Give both, or neither for plain HTTP.")
     if settings.certificate is not None:
         settings.certificate.check()
+
+
+def check_open_requests(settings: Settings) -> None:
+    """Raises InputError for so few that a worker could not do its work: it reports while it waits for orders."""
+    if settings.max_open_requests < MIN_OPEN_REQUESTS:
+        message = (
+            f"--max-open-requests {settings.max_open_requests} is too few: "
+            "a worker alone has several open at a time."
+        )
+        raise InputError(message, f"Give {MIN_OPEN_REQUESTS} or more.")
 
 
 def check_isolation(settings: Settings) -> None:
