@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ class Bench:
     launched: list[Any] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
     skew_s: float = 0.0
+    stands_at: float | None = None
+    """The time at which the clock stands still; None: it goes."""
     draining: bool = False
     _loop: Any = None
     _thread: Any = None
@@ -68,8 +71,12 @@ class Bench:
         self._thread.join()
         self._loop.close()
 
+    def now(self) -> float:
+        """POSIX time of the use cases."""
+        return (time.time() if self.stands_at is None else self.stands_at) + self.skew_s
+
     def _tick(self, tx: Transaction) -> None:
-        tx.now += self.skew_s
+        tx.now = self.now()
         executions.tick(tx, self.context, draining=self.draining)
 
     def _perform(self, effects: list[object]) -> None:
@@ -85,7 +92,7 @@ class Bench:
         """Runs a use case in a transaction, ``skew_s`` in the future, and waits for what follows it."""
 
         def job(tx: Transaction) -> Any:
-            tx.now += self.skew_s
+            tx.now = self.now()
             return case(tx, *arguments, **options)
 
         answer = self.store.submit(job).result(10)
@@ -120,9 +127,7 @@ class Bench:
         self.do(lambda tx: tx.wake())
 
     def info(self, invocation_id: str) -> wire.InvocationInfo:
-        import time
-
-        return self.look(invocations.get, invocation_id, time.time() + self.skew_s, None)
+        return self.look(invocations.get, invocation_id, self.now(), None)
 
     def status(self, invocation_id: str) -> str:
         return self.info(invocation_id).status
