@@ -26,7 +26,7 @@ from multinode.errors import (
 from multinode.worker.launch import INTERPRETER_PREFIXES
 from multinode_control_plane import model
 from multinode_control_plane.runners import Runner, WorkerEnd, WorkerLaunch, WorkerNotMadeError
-from multinode_control_plane.service import deployments, executions
+from multinode_control_plane.service import admission, deployments, executions
 from multinode_control_plane.service.actions import (
     ForgetWorker,
     RemoveLogs,
@@ -148,7 +148,7 @@ class Scheduler:
     def tick(self, tx: Transaction) -> None:
         """Decides what runs next."""
         timers = tx.now >= self._timer_at
-        executions.tick(tx, self.context, draining=self.draining, timers=timers)
+        admission.tick(tx, self.context, draining=self.draining, timers=timers)
 
     # --- on the loop --------------------------------------------------------------------------------
 

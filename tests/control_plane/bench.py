@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from multinode import wire
 from multinode_control_plane import migrations, model
 from multinode_control_plane.runners import WorkerEnd
-from multinode_control_plane.service import deployments, executions, invocations, rows
+from multinode_control_plane.service import admission, deployments, executions, invocations, rows
 from multinode_control_plane.service.actions import StartWorker, StopWorker
 from multinode_control_plane.service.dotenv import Sealer
 from multinode_control_plane.service.executions import Context, WorkerIdentity
@@ -77,7 +77,7 @@ class Bench:
 
     def _tick(self, tx: Transaction) -> None:
         tx.now = self.now()
-        executions.tick(tx, self.context, draining=self.draining)
+        admission.tick(tx, self.context, draining=self.draining)
 
     def _perform(self, effects: list[object]) -> None:
         for effect in effects:

@@ -33,7 +33,7 @@ from multinode import wire
 from multinode.errors import ClaimRefused
 from multinode_control_plane import decide, model
 from multinode_control_plane.runners import WorkerEnd
-from multinode_control_plane.service import executions, invocations, rows
+from multinode_control_plane.service import admission, executions, invocations, rows
 from multinode_control_plane.service.executions import WorkerIdentity
 
 FUNCTIONS: dict[str, dict[str, Any]] = {
@@ -549,7 +549,7 @@ def _spares_children(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _lets_in_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executions, "_room_left", lambda tx, context: decide.Room(9.0, 99_999))
+    monkeypatch.setattr(admission, "_room_left", lambda tx, context: decide.Room(9.0, 99_999))
 
 
 @pytest.mark.timeout(600)

@@ -16,7 +16,14 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from multinode_control_plane import leadership, server, store
-from multinode_control_plane.service import deployments, executions, invocations, rows, sealing
+from multinode_control_plane.service import (
+    admission,
+    deployments,
+    executions,
+    invocations,
+    rows,
+    sealing,
+)
 
 USE_CASES: dict[str, tuple[Any, str]] = {
     "start": (invocations, "start_all"),
@@ -24,7 +31,7 @@ USE_CASES: dict[str, tuple[Any, str]] = {
     "worker exchanges its code": (executions, "exchange"),
     "values": (executions, "_store_values"),
     "worker gone": (executions, "_worker_ends"),
-    "worker is to be stopped": (executions, "StopWorker"),
+    "worker is to be stopped": (admission, "StopWorker"),
     "version registered": (deployments, "register"),
     "project is to be deleted": (deployments, "delete"),
     "project removed": (invocations, "RemoveLogs"),

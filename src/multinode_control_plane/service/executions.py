@@ -6,7 +6,6 @@ Each function is one line or more of the table of transitions in `docs/architect
 from __future__ import annotations
 
 import random
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,13 +19,12 @@ from multinode.errors import (
     InvocationNotFound,
 )
 from multinode.limits import MAX_CHARACTERS
-from multinode.worker.launch import INTERPRETER_PREFIXES
 from multinode_control_plane import decide, model
-from multinode_control_plane.model import executions, invocations, queues, values, workers
+from multinode_control_plane.model import executions, invocations, values, workers
 from multinode_control_plane.prices import Meter
-from multinode_control_plane.runners import WorkerEnd, WorkerLaunch
+from multinode_control_plane.runners import WorkerEnd
 from multinode_control_plane.service import costs, rows, statements, traceparent
-from multinode_control_plane.service.actions import ForgetWorker, SetTimer, StartWorker, StopWorker
+from multinode_control_plane.service.actions import ForgetWorker, SetTimer
 from multinode_control_plane.service.catalog import Catalog, Version
 from multinode_control_plane.service.dotenv import Sealer
 from multinode_control_plane.service.facts import (
@@ -36,7 +34,7 @@ from multinode_control_plane.service.facts import (
     WorkerNotMade,
 )
 from multinode_control_plane.service.hashing import hash_secret, is_same_secret
-from multinode_control_plane.service.invocations import end_pending, purge_if_empty
+from multinode_control_plane.service.invocations import purge_if_empty
 from multinode_control_plane.service.statements import Row
 from multinode_control_plane.settings import Settings
 from multinode_control_plane.store import Transaction
@@ -54,6 +52,14 @@ class Context:
     catalog: Catalog = field(default_factory=Catalog)
     meter: Meter = field(default_factory=Meter)
 
+    def version_of(self, connection: sa.Connection, row: Row) -> Version:
+        """The version that an invocation, or a worker, is of."""
+        return self.catalog.version(connection, row.version_id)
+
+    def settings_of(self, connection: sa.Connection, row: Row) -> wire.FunctionSettings:
+        """Those of its function, in its version."""
+        return self.version_of(connection, row).function(row.function).settings
+
 
 @dataclass(frozen=True)
 class WorkerIdentity:
@@ -66,194 +72,6 @@ class WorkerIdentity:
 
 
 # --- making workers -------------------------------------------------------------------------------------
-
-
-def tick(tx: Transaction, context: Context, *, draining: bool, timers: bool = True) -> None:
-    """What the scheduler does each time it is woken: due timers first, then new workers while there is room.
-
-    Its cost grows with what is ready and can run, not with what is stored. ``timers`` False: none can be due yet.
-    """
-    if timers:
-        _release_due(tx)
-        _end_overdue(tx)
-        _stop_overdue_workers(tx)
-    # What a running function may wait for runs also where nothing else does: that function would never end.
-    if draining or not _admit(tx, context, _OLDEST):
-        _admit(tx, context, _OLDEST_CHILDREN, overtaking=True)
-    if timers:
-        next_at = next_timer(tx.connection)
-        if next_at is not None:
-            tx.after_commit(SetTimer(next_at))
-
-
-# The conditions are written as the partial indexes have them, so that these are used.
-_DELAYED: sa.ColumnElement[bool] = sa.literal_column("invocations.waiting = 'delayed'")
-_READY: sa.ColumnElement[bool] = sa.literal_column("invocations.waiting = 'ready'")
-# While a worker is only requested, its runner bounds how long the making may take.
-_HAS_DEADLINE = sa.and_(workers.c.deadline_at.is_not(None), workers.c.state != model.REQUESTED)
-_NEXT_TIMERS = (
-    sa.select(sa.func.min(invocations.c.due_at)).where(_DELAYED),
-    sa.select(sa.func.min(invocations.c.queue_deadline_at)).where(
-        invocations.c.queue_deadline_at.is_not(None)
-    ),
-    sa.select(sa.func.min(workers.c.deadline_at)).where(_HAS_DEADLINE),
-)
-_DUE = sa.select(invocations).where(_DELAYED, invocations.c.due_at <= sa.bindparam("now"))
-_OVERDUE = sa.select(invocations).where(
-    invocations.c.queue_deadline_at.is_not(None),
-    invocations.c.queue_deadline_at <= sa.bindparam("now"),
-)
-_OVERDUE_WORKERS = sa.select(workers).where(
-    _HAS_DEADLINE, workers.c.deadline_at <= sa.bindparam("now")
-)
-_OPEN_QUEUES = sa.select(queues).where(
-    sa.literal_column("queues.ready > 0"), queues.c.workers < queues.c.max_concurrency
-)
-_OLDEST = (
-    sa.select(invocations)
-    .where(
-        _READY,
-        invocations.c.project == sa.bindparam("project"),
-        invocations.c.function == sa.bindparam("function"),
-    )
-    .order_by(invocations.c.seq)
-    .limit(sa.bindparam("slots"))
-)
-_OLDEST_CHILDREN = _OLDEST.where(invocations.c.parent_id.is_not(None))
-_USED = sa.select(sa.func.sum(workers.c.cpu), sa.func.sum(workers.c.memory_mib)).where(
-    workers.c.gone_at.is_(None)
-)
-
-
-def _admit(
-    tx: Transaction, context: Context, query: sa.Select[Any], *, overtaking: bool = False
-) -> bool:
-    """Requests workers for those that ``query`` finds, while there is room; whether there was for all."""
-    waiting = _candidates(tx, context, query)
-    if not waiting:
-        return True
-    rows_by_seq = {candidate.seq: row for candidate, row in waiting}
-    admitted = decide.admit(
-        [candidate for candidate, _ in waiting],
-        _room_left(tx, context),
-        _whole_room(context),
-        overtaking=overtaking,
-    )
-    for candidate in admitted:
-        _request_worker(tx, context, rows_by_seq[candidate.seq])
-    return len(admitted) == len(waiting)
-
-
-def next_timer(connection: sa.Connection) -> float | None:
-    """When the next delay, queue timeout or worker's deadline is over; three looks into ordered indexes."""
-    found = [connection.execute(query).scalar() for query in _NEXT_TIMERS]
-    return min((at for at in found if at is not None), default=None)
-
-
-def _release_due(tx: Transaction) -> None:
-    for row in tx.connection.execute(_DUE, {"now": tx.now}).all():
-        rows.move(tx, row, row.status, waiting=model.READY, due_at=None, pending_note=None)
-
-
-def _end_overdue(tx: Transaction) -> None:
-    error = wire.FunctionError("its queue_timeout was over before a worker was free")
-    for row in tx.connection.execute(_OVERDUE, {"now": tx.now}).all():
-        end_pending(tx, row, wire.TIMED_OUT, error=wire.to_plain(error))
-
-
-def _stop_overdue_workers(tx: Transaction) -> None:
-    for worker in tx.connection.execute(_OVERDUE_WORKERS, {"now": tx.now}).all():
-        _set_deadline(tx, worker.worker_id, None)
-        tx.after_commit(StopWorker(worker.worker_id))
-
-
-def _candidates(
-    tx: Transaction, context: Context, query: sa.Select[Any]
-) -> list[tuple[decide.Waiting, Row]]:
-    """The oldest ready invocations of each queue, as many as it has free slots."""
-    found = []
-    for queue in tx.connection.execute(_OPEN_QUEUES).all():
-        own = {"project": queue.project, "function": queue.function}
-        slots = queue.max_concurrency - queue.workers
-        for row in tx.connection.execute(query, {**own, "slots": slots}):
-            settings = _settings(tx, context, row)
-            waiting = decide.Waiting(row.seq, decide.Room(settings.cpu, settings.memory_mib))
-            found.append((waiting, row))
-    return found
-
-
-def _version(tx: Transaction, context: Context, row: Row) -> Version:
-    return context.catalog.version(tx.connection, row.version_id)
-
-
-def _settings(tx: Transaction, context: Context, row: Row) -> wire.FunctionSettings:
-    return _version(tx, context, row).function(row.function).settings
-
-
-def _whole_room(context: Context) -> decide.Room:
-    capacity = context.settings.capacity
-    return decide.Room(capacity.cpu, capacity.memory_mib)
-
-
-def _room_left(tx: Transaction, context: Context) -> decide.Room:
-    cpu, memory_mib = tx.connection.execute(_USED).one()
-    return _whole_room(context).less(decide.Room(float(cpu or 0), int(memory_mib or 0)))
-
-
-def _request_worker(tx: Transaction, context: Context, row: Row) -> None:
-    """Notes the intent to make a worker for the invocation, and has it made after the commit."""
-    version = _version(tx, context, row)
-    settings = version.function(row.function).settings
-    taken = decide.Room(settings.cpu, settings.memory_mib).within(_whole_room(context))
-    execution_id, worker_id = model.new_id("exe"), model.new_id("wrk")
-    claim_code = secrets.token_urlsafe(32)
-    statements.insert(
-        tx.connection,
-        executions,
-        {
-            "execution_id": execution_id,
-            "invocation_id": row.invocation_id,
-            "attempt": row.num_failed_attempts + 1,
-            "worker_id": worker_id,
-            "state": model.STARTING,
-            "created_at": tx.now,
-        },
-    )
-    statements.insert(
-        tx.connection,
-        workers,
-        {
-            "worker_id": worker_id,
-            "execution_id": execution_id,
-            "invocation_id": row.invocation_id,
-            "project": row.project,
-            "function": row.function,
-            "version_id": row.version_id,
-            "state": model.REQUESTED,
-            "cpu": taken.cpu,
-            "memory_mib": taken.memory_mib,
-            "claim_code_hash": hash_secret(claim_code),
-            "deadline_at": tx.now + settings.start_timeout_s,
-            "created_at": tx.now,
-        },
-    )
-    rows.count(tx, row.project, row.function, workers=1)
-    rows.move(tx, row, wire.PENDING, waiting=None, pending_note=None)
-    names = version.row.dotenv_names
-    launch = WorkerLaunch(
-        worker_id=worker_id,
-        claim_code=claim_code,
-        environment_digest=version.row.environment_digest,
-        bundle_digest=version.row.bundle_digest,
-        execution_id=execution_id,
-        cpu=settings.cpu,
-        memory_mib=settings.memory_mib,
-        fresh_interpreter=any(name.startswith(INTERPRETER_PREFIXES) for name in names),
-        interpreter_env=context.sealer.interpreter_variables(
-            version.row.dotenv, names, version.row.sealed_with
-        ),
-    )
-    tx.after_commit(StartWorker(launch))
 
 
 def worker_accepted(tx: Transaction, worker_id: str, at: float) -> None:
@@ -308,7 +126,7 @@ def exchange(
             state=model.EXCHANGED,
         )
     row = rows.invocation(tx.connection, worker.invocation_id)
-    version = _version(tx, context, row)
+    version = context.version_of(tx.connection, row)
     settings = version.function(row.function).settings
     assignment = wire.Assignment(
         token=token,
@@ -541,7 +359,7 @@ def _end(
         status=row.status,
         end=end,
         failed_before=row.num_failed_attempts,
-        settings=_settings(tx, context, row),
+        settings=context.settings_of(tx.connection, row),
         now=tx.now,
         jitter=random.random(),
     )
@@ -605,7 +423,7 @@ def _worker_ends(tx: Transaction, context: Context, end: WorkerEnd) -> None:
     tx.changed(f"worker:{end.worker_id}", f"project:{worker.project}", "workers")
     execution = statements.one(tx.connection, executions, execution_id=worker.execution_id)
     row = rows.invocation(tx.connection, worker.invocation_id)
-    costs.note(tx, context.meter, worker, _settings(tx, context, row), end)
+    costs.note(tx, context.meter, worker, context.settings_of(tx.connection, row), end)
     if execution.state == model.STARTING:
         _try_again(tx, row, execution, _why_not_made(tx, context, row, worker, end))
     elif execution.state == model.STARTED:
@@ -620,7 +438,7 @@ def _worker_ends(tx: Transaction, context: Context, end: WorkerEnd) -> None:
 def _why_not_made(tx: Transaction, context: Context, row: Row, worker: Row, end: WorkerEnd) -> str:
     # Only a claim clears the deadline, and `_stop_overdue_workers`: then it was we who killed it.
     if worker.deadline_at is None:
-        limit_s = _settings(tx, context, row).start_timeout_s
+        limit_s = context.settings_of(tx.connection, row).start_timeout_s
         return f"it was not ready within its start_timeout of {limit_s:g} s"
     return end.detail or "it ended before it was ready"
 
