@@ -146,7 +146,6 @@ resource "aws_ecs_service" "control_plane" {
     aws_lb_listener.https,
     aws_route.private,
     aws_secretsmanager_secret_version.admin_key,
-    aws_secretsmanager_secret_version.key_ring,
     aws_vpc_security_group_egress_rule.control_plane_to_aws,
     aws_vpc_security_group_egress_rule.control_plane_to_database,
     aws_vpc_security_group_ingress_rule.control_plane,

@@ -1,12 +1,8 @@
-# Made in AWS's random generator and written by write-only arguments: neither is in the plan or in the state. A higher version makes a new one.
+# Made in AWS's random generator and written by a write-only argument: it is neither in the plan nor in the state. A higher version makes
+# a new one.
 
 ephemeral "aws_secretsmanager_random_password" "admin_key" {
   password_length     = 48
-  exclude_punctuation = true
-}
-
-ephemeral "aws_secretsmanager_random_password" "key_ring" {
-  password_length     = 64
   exclude_punctuation = true
 }
 
@@ -21,19 +17,9 @@ resource "aws_secretsmanager_secret_version" "admin_key" {
   secret_string_wo_version = 1
 }
 
+# Empty: the first control plane that starts fills it, and `multinode server rotate-key` changes it. Terraform may not have a hand in it:
+# a version that it missed, since rotations have replaced it, it would write anew, over the keys that are in use.
 resource "aws_secretsmanager_secret" "key_ring" {
   name_prefix = "${var.name}/key-ring-"
   description = "Keys that encrypt the values of .env in ${var.name}: without them these are lost"
-}
-
-# The first key only: `multinode server rotate-key` writes others, which Terraform never sees.
-resource "aws_secretsmanager_secret_version" "key_ring" {
-  secret_id                = aws_secretsmanager_secret.key_ring.id
-  secret_string_wo         = base64sha256(ephemeral.aws_secretsmanager_random_password.key_ring.random_password)
-  secret_string_wo_version = 1
-
-  # A rotation moves the label AWSCURRENT to a version that is not ours.
-  lifecycle {
-    ignore_changes = [version_stages]
-  }
 }

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import secrets
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -173,7 +174,7 @@ class EnvironmentSource:
 
 
 class AwsSource:
-    """A secret of AWS Secrets Manager, which has to be there. Region and login come from AWS's usual places."""
+    """A secret of AWS Secrets Manager, which has to be there, with a ring or empty. Region and login come from AWS's usual places."""
 
     is_writable = True
 
@@ -184,25 +185,44 @@ class AwsSource:
 
     def read(self) -> tuple[bytes, ...]:
         """See `Source`."""
-        found = self._call("get_secret_value")
+        try:
+            found = self._call("get_secret_value")
+        except AwsFailed as error:
+            if _EMPTY in error.message:
+                return ()
+            raise self._told(error) from error
         binary = found.get("SecretBinary")
         content = found["SecretString"].encode() if binary is None else binary
         return parsed(content, self.name)
 
     def make(self) -> tuple[bytes, ...]:
-        """Never needed: `read` says what is to be done."""
+        """See `Source`. Of several who fill the empty secret one does, since a token names one value alone."""
+        token = str(uuid.uuid5(uuid.NAMESPACE_URL, f"multinode first ring {self._secret_id}"))
+        ring = as_text([new_key()])
+        try:
+            self._call("put_secret_value", SecretString=ring, ClientRequestToken=token)
+        except AwsFailed as error:
+            if error.reason != "ResourceExistsException":
+                raise self._told(error) from error
         return self.read()
 
     def write(self, keys: Sequence[bytes]) -> None:
         """See `Source`."""
-        self._call("put_secret_value", SecretString=as_text(keys))
+        try:
+            self._call("put_secret_value", SecretString=as_text(keys))
+        except AwsFailed as error:
+            raise self._told(error) from error
 
     def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
-        try:
-            what = f"{self.name} cannot be used"
-            return self._service.call(method, what, SecretId=self._secret_id, **arguments)
-        except AwsFailed as error:
-            made_by = f'aws secretsmanager create-secret --name NAME --secret-string "$({NEW_KEY})"'
-            is_missing = error.reason == "ResourceNotFoundException"
-            hint = f"Correct --secret-key-from, or AWS_REGION. One is made by: {made_by}"
-            raise InputError(error.message, hint if is_missing else error.hint) from error
+        what = f"{self.name} cannot be used"
+        return self._service.call(method, what, SecretId=self._secret_id, **arguments)
+
+    def _told(self, error: AwsFailed) -> InputError:
+        made_by = f'aws secretsmanager create-secret --name NAME --secret-string "$({NEW_KEY})"'
+        is_missing = error.reason == "ResourceNotFoundException"
+        hint = f"Correct --secret-key-from, or AWS_REGION. One is made by: {made_by}"
+        return InputError(error.message, hint if is_missing else error.hint)
+
+
+_EMPTY = "can't find the specified secret value"
+"""What AWS says of a secret without a value."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from moto.server import ThreadedMotoServer
+from tests.control_plane import scripted_aws
 from tests.control_plane.bench import Bench, make_bench, make_settings
 from tests.control_plane.told_plane import Plane, on_plane, serving
 
@@ -488,6 +489,36 @@ def test_a_ring_in_aws_is_used_and_rotated(aws: Any, tmp_path: Path) -> None:
         assert opened(bench, context_of(bench, source).sealer) == [SECRET]
     finally:
         bench.close()
+
+
+def test_an_empty_secret_in_aws_is_filled_once(aws: Any, tmp_path: Path) -> None:
+    arn = aws.create_secret(Name="team/empty")["ARN"]
+    source = AwsSource(arn)
+    assert source.read() == ()
+    first = source.make()
+    assert AwsSource(arn).read() == first
+    assert len(first) == 1
+    bench = make_bench(tmp_path)
+    try:
+        context = context_of(bench, source)
+        deploy(bench, context, "a")
+        rotate(bench, context)
+        assert source.read() != first
+        assert opened(bench, context_of(bench, source).sealer) == [SECRET]
+    finally:
+        bench.close()
+
+
+def test_who_fills_an_empty_secret_second_takes_what_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with scripted_aws.running() as aws:
+        scripted_aws.log_in(monkeypatch, aws.url)
+        aws.on("PutSecretValue", scripted_aws.refusal("ResourceExistsException"))
+        aws.on("GetSecretValue", {"SecretString": text(OLD)})
+        assert AwsSource("team/ring").make() == (OLD,)
+        (_, asked), _ = aws.asked
+        assert len(asked["ClientRequestToken"]) == 36
 
 
 def test_a_secret_that_aws_does_not_have_is_said(aws: Any) -> None:
