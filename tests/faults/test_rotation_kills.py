@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,14 +31,14 @@ STEPS = (
 
 @dataclass(frozen=True)
 class Sealed:
-    """An installation's ring, and what its database has encrypted with it."""
+    """A ring, and what a database has encrypted with it."""
 
-    installation: Installation
+    file: Path
     engine: sa.Engine
 
     @property
     def ring(self) -> tuple[bytes, ...]:
-        return FileSource(self.installation.data_dir / "secret.key").read()
+        return FileSource(self.file).read()
 
     def ids(self) -> list[str]:
         """Of the keys in the ring, newest first."""
@@ -84,7 +85,7 @@ def sealed(shared: Installation) -> Iterator[Sealed]:
     """Its server is dead."""
     url = shared.database or f"sqlite:///{shared.data_dir / 'multinode.sqlite'}"
     database = open_database(url)
-    made = Sealed(shared, database.engine)
+    made = Sealed(shared.data_dir / "secret.key", database.engine)
     if len(made.rows()) < VALUES:
         made.fill()
     yield made
@@ -99,9 +100,8 @@ def rotating(installation: Installation) -> Iterator[None]:
         assert command.wait(60) != 0, "it tells that it has no answer"
 
 
-def ends(sealed: Sealed, before: str) -> None:
+def ends(installation: Installation, sealed: Sealed, before: str) -> None:
     """The rotation is asked for again, ends, and the key before it is needed no more."""
-    installation = sealed.installation
     sealed.check_all_open()
     installation.start()
     installation.run("server", "rotate-key")
@@ -120,40 +120,42 @@ def ends(sealed: Sealed, before: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_at_a_commit_it_is_run_again(sealed: Sealed, step: str, when: Any) -> None:
+def test_killed_at_a_commit_it_is_run_again(
+    shared: Installation, sealed: Sealed, step: str, when: Any
+) -> None:
     (before,) = sealed.ids()
-    sealed.installation.start(Fault(step, when))
-    with rotating(sealed.installation):
-        sealed.installation.wait_killed()
-    ends(sealed, before)
+    shared.start(Fault(step, when))
+    with rotating(shared):
+        shared.wait_killed()
+    ends(shared, sealed, before)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [0.05, 0.3, 0.6, 0.9])
 def test_killed_when_some_values_have_the_new_key_it_is_run_again(
-    sealed: Sealed, part: float
+    shared: Installation, sealed: Sealed, part: float
 ) -> None:
     (before,) = sealed.ids()
-    sealed.installation.start()
-    with rotating(sealed.installation):
+    shared.start()
+    with rotating(shared):
         wait_until(lambda: sealed.done(before) >= part * VALUES, "values with the new key")
-        sealed.installation.kill()
+        shared.kill()
     assert 0 < sealed.done(before) < VALUES
     assert len(sealed.ids()) == 2
-    ends(sealed, before)
+    ends(shared, sealed, before)
 
 
 @pytest.mark.slow
-def test_killed_over_and_over_it_still_ends(sealed: Sealed) -> None:
+def test_killed_over_and_over_it_still_ends(shared: Installation, sealed: Sealed) -> None:
     """One command after another, each killed a little later, and all on the key that the first has made."""
     (before,) = sealed.ids()
     found = set()
     for part in (0.1, 0.3, 0.5, 0.7):
-        sealed.installation.start()
-        with rotating(sealed.installation):
+        shared.start()
+        with rotating(shared):
             wait_until(lambda part=part: sealed.done(before) >= part * VALUES, "some more values")
-            sealed.installation.kill()
+            shared.kill()
         found.add(sealed.ids()[0])
         sealed.check_all_open()
     assert len(found) == 1
-    ends(sealed, before)
+    ends(shared, sealed, before)

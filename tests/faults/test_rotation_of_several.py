@@ -7,12 +7,17 @@ import shutil
 import signal
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
+from tests.faults.installation import wait_until
+from tests.faults.test_rotation_kills import VALUES, Sealed
 from tests.faults.test_takeover import Pair
+
+from multinode_control_plane.databases import open_database
 
 
 @contextmanager
@@ -82,6 +87,30 @@ def test_copies_of_a_ring_are_never_left_behind(tmp_path, postgres_server):
         assert pair.second.json("server", "rotate-key")["retired"] == [
             done["key_id"], *sorted(before)
         ]  # fmt: skip  # the copy had the old key still
+
+
+@pytest.mark.slow
+def test_who_leads_next_ends_a_rotation(tmp_path, postgres_server):
+    with started(tmp_path, postgres_server, shares_folder=True) as pair:
+        database = open_database(pair.url)
+        sealed = Sealed(ring_of(pair.first), database.engine)
+        sealed.fill()
+        (before,) = sealed.ids()
+        with ThreadPoolExecutor(1) as pool:
+            command = pool.submit(pair.first.call, "server", "rotate-key")
+            wait_until(lambda: sealed.done(before) >= VALUES / 3, "values with the new key")
+            os.kill(pair.first.server["pid"], signal.SIGKILL)
+            assert command.result().returncode != 0
+        assert len(sealed.ids()) == 2
+        pair.wait_until_second_leads()
+        sealed.check_all_open()
+        done = pair.second.json("server", "rotate-key")
+        assert sealed.ids() == [done["key_id"]]
+        assert sealed_with(pair) == {done["key_id"]}
+        assert done["retired"] == [before]
+        sealed.check_all_open()
+        assert pair.second.json("invoke", "add", "1", "2")["result"] == 3
+        database.engine.dispose()
 
 
 @pytest.mark.slow
