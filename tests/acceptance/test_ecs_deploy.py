@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 
 import docker
 import pytest
@@ -14,7 +15,7 @@ from tests.acceptance.product import Product
 from tests.aws.stand_in import StandIn
 from tests.hand_made_image import needs_engine
 
-from multinode.wire import VersionInfo
+from multinode.wire import InvocationDetail, VersionInfo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -120,6 +121,21 @@ def test_a_task_runs_the_image_that_was_pushed_by_its_digest(product, aws, said)
         for item in aws.calls("RegisterTaskDefinition")
     }
     assert ("512", "1024", image) in sizes
+
+
+def test_a_task_costs_its_size_from_its_pull_on(product, said):
+    ended = product.json("invoke", "shop/where")["invocation_id"]
+    path = f"/v1/invocations/{ended}/detail"
+    deadline = time.monotonic() + 60
+    while (cost := product.client().call(InvocationDetail, "GET", path).executions[0].cost) is None:
+        assert time.monotonic() < deadline, "its worker is not gone"
+    assert (cost.cpu, cost.memory_mib, cost.tariff) == (0.5, 1024, "x86_64")
+    assert 60 <= cost.billed_s < 120
+    assert cost.cost == pytest.approx((0.5 * 0.04048 + 0.004445) * cost.billed_s / 3600)
+    assert " USD: " in product.run("describe", ended)
+    assert product.json("cost")["paid_executions"] >= 1
+    most = product.json("invoke", "shop/largest", "--estimate")["most"]["cost"]
+    assert most == pytest.approx(16 * 0.04048 + 64 * 0.004445), "an hour is its timeout"
 
 
 def test_nothing_is_pushed_again(product, aws, said):
