@@ -63,6 +63,11 @@ resource "aws_subnet" "public" {
   cidr_block              = cidrsubnet(var.vpc_cidr_block, 4, count.index)
   map_public_ip_on_launch = false
   tags                    = { Name = "${var.name}-public-${local.zones[count.index]}" }
+
+  # A zone that AWS adds, or that is away for a day, moves no subnet.
+  lifecycle {
+    ignore_changes = [availability_zone]
+  }
 }
 
 resource "aws_subnet" "database" {
@@ -72,6 +77,10 @@ resource "aws_subnet" "database" {
   availability_zone = local.zones[count.index]
   cidr_block        = cidrsubnet(var.vpc_cidr_block, 4, 4 + count.index)
   tags              = { Name = "${var.name}-database-${local.zones[count.index]}" }
+
+  lifecycle {
+    ignore_changes = [availability_zone]
+  }
 }
 
 resource "aws_subnet" "private" {
@@ -81,6 +90,10 @@ resource "aws_subnet" "private" {
   availability_zone = local.zones[count.index]
   cidr_block        = length(local.zones) == 2 ? cidrsubnet(var.vpc_cidr_block, 2, 2 + count.index) : cidrsubnet(var.vpc_cidr_block, 3, 4 + count.index)
   tags              = { Name = "${var.name}-private-${local.zones[count.index]}" }
+
+  lifecycle {
+    ignore_changes = [availability_zone]
+  }
 }
 
 resource "aws_route_table" "public" {
