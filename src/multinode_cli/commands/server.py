@@ -16,6 +16,7 @@ from multinode.wire import Collected, Empty, RotatedKey, ServerInfo, StopRequest
 from multinode_cli.commands import backups, local_server
 from multinode_cli.commands.frame import Answer, Commands, Session
 from multinode_cli.commands.local_server import RunningServer
+from multinode_cli.commands.server_options import Database, DataDir, takes_options
 from multinode_cli.commands.shown import age, counted, memory
 from multinode_cli.console import Console
 from multinode_cli.errors import Interrupted
@@ -25,230 +26,26 @@ commands = Commands()
 _server = commands.group("server", "Start, stop and look at the local control plane.")
 _server.include(backups.commands)
 
-_Runner = Annotated[
-    str | None,
-    typer.Option(
-        "--runner",
-        metavar="NAME",
-        help="auto, process or docker (MULTINODE_RUNNER).",
-    ),
-]
-_Database = Annotated[
-    str | None, typer.Option("--database", metavar="URL", help="The store (MULTINODE_DATABASE).")
-]
-_Host = Annotated[
-    str | None,
-    typer.Option("--host", metavar="ADDRESS", help="Address to listen on (MULTINODE_HOST)."),
-]
-_Port = Annotated[
-    str | None,
-    typer.Option("--port", metavar="NUMBER", help="Port; 0 is any free one (MULTINODE_PORT)."),
-]
-_DataDir = Annotated[
-    str | None,
-    typer.Option(
-        "--data-dir",
-        metavar="DIR",
-        help="Folder of everything that is stored (MULTINODE_DATA_DIR).",
-    ),
-]
-_WorkerUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--worker-url", metavar="URL", help="How workers reach it (MULTINODE_WORKER_URL)."
-    ),
-]
-_Capacity = Annotated[
-    str | None,
-    typer.Option(
-        "--capacity",
-        metavar="ROOM",
-        help="Room for workers, cpu=4,memory=8GiB (MULTINODE_CAPACITY).",
-    ),
-]
-_DiskLimit = Annotated[
-    str | None,
-    typer.Option(
-        "--disk-limit",
-        metavar="SIZE",
-        help="How much is kept that nothing needs, 20GiB (MULTINODE_DISK_LIMIT).",
-    ),
-]
-_Registry = Annotated[
-    str | None,
-    typer.Option("--registry", metavar="HOST/NAME", help="Where images go (MULTINODE_REGISTRY)."),
-]
-_RegistryUsername = Annotated[
-    str | None,
-    typer.Option("--registry-username", help="Its user (MULTINODE_REGISTRY_USERNAME, and …_KEY)."),
-]
-_AllowProcess = Annotated[
-    bool,
-    typer.Option(
-        "--allow-process", help="Run functions as this user although others can reach it."
-    ),
-]
-_AllowHttp = Annotated[
-    bool,
-    typer.Option(
-        "--allow-http", help="Speak plain HTTP beyond loopback, without a proxy that speaks TLS."
-    ),
-]
-
-_LogFormat = Annotated[
-    str | None,
-    typer.Option(
-        "--log-format", metavar="text|json", help="Lines of its own log (MULTINODE_LOG_FORMAT)."
-    ),
-]
-_AdminKeyFile = Annotated[
-    str | None,
-    typer.Option(
-        "--admin-key-file",
-        metavar="FILE",
-        help="Holds the key of the name admin (MULTINODE_ADMIN_KEY_FILE).",
-    ),
-]
-_TlsCert = Annotated[
-    str | None,
-    typer.Option(
-        "--tls-cert", metavar="FILE", help="Certificate, to speak TLS (MULTINODE_TLS_CERT)."
-    ),
-]
-_TlsKey = Annotated[
-    str | None,
-    typer.Option("--tls-key", metavar="FILE", help="The certificate's key (MULTINODE_TLS_KEY)."),
-]
-_TrustedProxies = Annotated[
-    str | None,
-    typer.Option(
-        "--trusted-proxies",
-        metavar="ADDRESSES",
-        help="Whose X-Forwarded-For is believed, e.g. 10.0.0.0/8 (MULTINODE_TRUSTED_PROXIES).",
-    ),
-]
-_SecretKeyFrom = Annotated[
-    str | None,
-    typer.Option(
-        "--secret-key-from",
-        metavar="PLACE",
-        help="Keys of .env values, file:PATH, env:NAME or aws:ID (MULTINODE_SECRET_KEY_FROM).",
-    ),
-]
-_AllowedHosts = Annotated[
-    str | None,
-    typer.Option(
-        "--allowed-hosts",
-        metavar="NAMES",
-        help="Further names by which it is called, e.g. mn.example.com (MULTINODE_ALLOWED_HOSTS).",
-    ),
-]
-
-
-def _options(
-    *,
-    data_dir: str | None,
-    allow_process: bool,
-    allow_http: bool,
-    admin_key_file: str | None,
-    tls_cert: str | None,
-    tls_key: str | None,
-    secret_key_from: str | None,
-    **given: str | None,
-) -> list[str]:
-    paths = {
-        "data_dir": data_dir,
-        "admin_key_file": admin_key_file,
-        "tls_cert": tls_cert,
-        "tls_key": tls_key,
-    }
-    if secret_key_from and secret_key_from.startswith("file:"):
-        # The server runs in another folder.
-        secret_key_from = f"file:{Path(secret_key_from[5:]).expanduser().absolute()}"
-    given["secret_key_from"] = secret_key_from
-    values = {**given, **{name: Path(at).absolute() for name, at in paths.items() if at}}
-    options = [
-        f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None
-    ]
-    switches = {"--allow-process": allow_process, "--allow-http": allow_http}
-    return [*options, *(name for name, is_on in switches.items() if is_on)]
-
 
 @_server.add("run", has_json=False)
-def run(
-    session: Session,
-    runner: _Runner = None,
-    database: _Database = None,
-    host: _Host = None,
-    port: _Port = None,
-    data_dir: _DataDir = None,
-    worker_url: _WorkerUrl = None,
-    capacity: _Capacity = None,
-    disk_limit: _DiskLimit = None,
-    registry: _Registry = None,
-    registry_username: _RegistryUsername = None,
-    allow_process: _AllowProcess = False,
-    allow_http: _AllowHttp = False,
-    allowed_hosts: _AllowedHosts = None,
-    log_format: _LogFormat = None,
-    admin_key_file: _AdminKeyFile = None,
-    tls_cert: _TlsCert = None,
-    tls_key: _TlsKey = None,
-    trusted_proxies: _TrustedProxies = None,
-    secret_key_from: _SecretKeyFrom = None,
-) -> Answer:
+@takes_options
+def run(session: Session, options: list[str]) -> Answer:
     """Run the control plane in the foreground, until Ctrl-C.
 
     Example: multinode server run --port 9470
     """
     local_server.check_installed()
-    options = _options(
-        runner=runner, database=database, host=host, port=port, data_dir=data_dir,
-        worker_url=worker_url, capacity=capacity, disk_limit=disk_limit, registry=registry,
-        registry_username=registry_username, allow_process=allow_process,
-        allow_http=allow_http, allowed_hosts=allowed_hosts, log_format=log_format, admin_key_file=admin_key_file,
-        tls_cert=tls_cert, tls_key=tls_key, trusted_proxies=trusted_proxies,
-        secret_key_from=secret_key_from,
-    )  # fmt: skip
     command = local_server.command(session.settings.home, [*options, "--foreground"])
     os.execv(sys.executable, command)
 
 
 @_server.add("start")
-def start(
-    session: Session,
-    runner: _Runner = None,
-    database: _Database = None,
-    host: _Host = None,
-    port: _Port = None,
-    data_dir: _DataDir = None,
-    worker_url: _WorkerUrl = None,
-    capacity: _Capacity = None,
-    disk_limit: _DiskLimit = None,
-    registry: _Registry = None,
-    registry_username: _RegistryUsername = None,
-    allow_process: _AllowProcess = False,
-    allow_http: _AllowHttp = False,
-    allowed_hosts: _AllowedHosts = None,
-    log_format: _LogFormat = None,
-    admin_key_file: _AdminKeyFile = None,
-    tls_cert: _TlsCert = None,
-    tls_key: _TlsKey = None,
-    trusted_proxies: _TrustedProxies = None,
-    secret_key_from: _SecretKeyFrom = None,
-) -> Answer:
+@takes_options
+def start(session: Session, options: list[str]) -> Answer:
     """Start the control plane in the background, and return when it answers.
 
     Example: multinode server start
     """
-    options = _options(
-        runner=runner, database=database, host=host, port=port, data_dir=data_dir,
-        worker_url=worker_url, capacity=capacity, disk_limit=disk_limit, registry=registry,
-        registry_username=registry_username, allow_process=allow_process,
-        allow_http=allow_http, allowed_hosts=allowed_hosts, log_format=log_format, admin_key_file=admin_key_file,
-        tls_cert=tls_cert, tls_key=tls_key, trusted_proxies=trusted_proxies,
-        secret_key_from=secret_key_from,
-    )  # fmt: skip
     server, was_started = local_server.start(session.settings, session.console, options)
     verb = "runs" if was_started else "runs already"
     if options and not was_started:
@@ -360,7 +157,7 @@ def gc(
 
 
 @_server.add("migrate")
-def migrate(session: Session, database: _Database = None, data_dir: _DataDir = None) -> Answer:
+def migrate(session: Session, database: Database = None, data_dir: DataDir = None) -> Answer:
     """Bring the database to the schema of this release, while control planes of the one before use it.
 
     Example: multinode server migrate
@@ -412,7 +209,7 @@ def move_store(
             "--from", metavar="FILE", help="The SQLite file; the data folder's without it."
         ),
     ] = None,
-    data_dir: _DataDir = None,
+    data_dir: DataDir = None,
 ) -> Answer:
     """Copy an SQLite store into an empty PostgreSQL database; the control plane must not be running.
 
