@@ -78,6 +78,16 @@ OPTIONS = (
     Option("tls_key", "FILE", "The certificate's key", is_path=True),
     Option("trusted_proxies", "ADDRESSES", "Whose X-Forwarded-For is believed, e.g. 10.0.0.0/8"),
     Option("secret_key_from", "PLACE", "Keys of .env values, file:PATH, env:NAME or aws:ID"),
+    Option("ecs_cluster", "NAME", "With --runner ecs: cluster in which tasks run"),
+    Option("ecs_subnets", "IDS", "With --runner ecs: subnets of tasks"),
+    Option("ecs_execution_role", "ARN", "With --runner ecs: role that fetches images"),
+    Option("ecs_log_group", "NAME", "With --runner ecs: log group of functions' output"),
+    Option("ecs_security_groups", "IDS", "With --runner ecs: security groups of tasks"),
+    Option("ecs_task_role", "ARN", "With --runner ecs: role that functions have"),
+    Option("ecs_name", "NAME", "With --runner ecs: tells installations in a cluster apart"),
+    Option("ecs_architecture", "NAME", "With --runner ecs: X86_64 or ARM64"),
+    Option("ecs_public_ip", "", "With --runner ecs: give tasks public addresses"),
+    Option("ecs_spot", "", "With --runner ecs: run tasks on Fargate Spot"),
 )
 
 
