@@ -58,6 +58,14 @@ def test_operations_have_names_of_their_own() -> None:
     assert len(set(names)) == len(names) == len(ENDPOINTS)
 
 
+def test_an_answer_that_is_a_matter_of_time_says_when_to_ask_again() -> None:
+    responses = DOCUMENT["components"]["responses"]
+    with_header = [
+        name for name, each in responses.items() if "Retry-After" in each.get("headers", {})
+    ]
+    assert with_header == ["too_many_requests-too_many_wrong_keys"]
+
+
 def test_what_is_narrowed_exists() -> None:
     for cls, name in schemas.NARROWED:
         assert name in getattr(wire, cls).fields

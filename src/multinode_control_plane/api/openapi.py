@@ -38,6 +38,13 @@ ALWAYS: tuple[type[MultinodeError], ...] = (
 )
 """Errors that any endpoint may answer."""
 
+RETRY_AFTER: Schema = {
+    "Retry-After": {
+        "description": "In how many seconds to ask again.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 0},
+    }
+}
 ARCHIVE = "application/gzip"
 LINES = "application/x-ndjson"
 TEXT = "text/plain"
@@ -222,10 +229,12 @@ def _response(classes: list[type[MultinodeError]]) -> dict[str, Any]:
         "properties": {"code": {"enum": [cls.code for cls in classes]}},
     }
     schema = {"type": "object", "properties": {"error": body}, "required": ["error"]}
-    return {
+    response = {
         "description": " ".join(about),
         "content": {"application/json": {"schema": schema}},
     }
+    is_matter_of_time = HTTP_STATUS[classes[0].code] == HTTP_STATUS[TooManyRequests.code]
+    return {**response, "headers": RETRY_AFTER} if is_matter_of_time else response
 
 
 def _schemas(endpoints: list[Endpoint]) -> dict[str, Schema]:
