@@ -144,7 +144,7 @@ def run_alone(engine, image):
     """Runs the image on addresses of its own, with processes."""
     made = []
 
-    def run(*options, folder, **variables):
+    def run(*options, folder, limits=None, **variables):
         container = engine.containers.run(
             image,
             ["--runner", "process", "--allow-process", *options],
@@ -152,6 +152,7 @@ def run_alone(engine, image):
             network_mode="none",
             environment=variables,
             volumes={str(folder): {"bind": "/etc/multinode", "mode": "ro"}},
+            **(limits or {}),
         )
         made.append(container)
         return container
@@ -172,6 +173,15 @@ def test_it_is_healthy_with_tls_and_refuses_to_do_without(run_alone, tmp_path):
     refused = run_alone(folder=tls)
     assert refused.wait(timeout=60)["StatusCode"] == 2
     assert "--allow-http" in refused.logs().decode()
+
+
+def test_it_runs_as_the_task_of_infra_aws(run_alone, tmp_path):
+    """With a file system that it cannot write to but for its volume, without capabilities, below an init."""
+    limits = {"read_only": True, "cap_drop": ["ALL"], "init": True}
+    home = "/var/lib/multinode"
+    task = run_alone("--allow-http", folder=tmp_path, limits=limits, TMPDIR=home)
+    wait_until_healthy(task)
+    assert "admin.key" in task.exec_run(["ls", f"{home}/server"]).output.decode()
 
 
 def test_a_function_goes_on_while_the_container_of_the_server_is_made_anew(product):
