@@ -31,6 +31,7 @@ from multinode.errors import (
     MissingExtra,
     MultinodeError,
     StorageFull,
+    StoreUnreachable,
 )
 from multinode_control_plane import admin_key, data_folder, migrations, model, prices
 from multinode_control_plane.api.calls import ControlPlane
@@ -321,23 +322,33 @@ async def _until_stopped(plane: ControlPlane, stop: Stop, *, foreground: bool) -
         return
     done = ""
     while stop.mode != "restart":
+        mode = stop.mode
         stop.event.clear()
-        if stop.mode != done:
-            done = stop.mode
-            plane.scheduler.draining = True
-            if done == "now":
+        plane.scheduler.draining = True
+        try:
+            if mode == "now" and done != "now":
                 await plane.store.write(_cancel_everything)
-        with plane.store.changes.subscribe("workers") as event:
-            left = await plane.store.read(_count_workers)
-            if left == 0:
+            done = mode
+            if await _has_run_out(plane, stop, foreground=foreground):
                 return
-            is_text = plane.context.settings.log_format == "text"
-            _say(
-                foreground and is_text,
-                f"Waiting for {left} running invocations; Ctrl-C cancels them.",
-            )
-            log.info("waiting for %d running invocations", left)
-            await _first_of(event, stop.event)
+        except StoreUnreachable as error:  # it waits for what runs, and so for that too
+            log.warning("what runs cannot be seen: %s", error.message)
+
+
+async def _has_run_out(plane: ControlPlane, stop: Stop, *, foreground: bool) -> bool:
+    """Whether no worker is left. Where some are, it returns when one has gone, or another stop was asked for."""
+    with plane.store.changes.subscribe("workers") as event:
+        left = await plane.store.read(_count_workers)
+        if left == 0:
+            return True
+        is_text = plane.context.settings.log_format == "text"
+        _say(
+            foreground and is_text,
+            f"Waiting for {left} running invocations; Ctrl-C cancels them.",
+        )
+        log.info("waiting for %d running invocations", left)
+        await _first_of(event, stop.event)
+    return False
 
 
 async def _let_clients_go(stop: Stop, delay_s: float) -> None:

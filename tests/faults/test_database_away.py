@@ -7,15 +7,40 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
-from tests.acceptance.product import COMMAND, Product
+from tests.acceptance.product import Product
 from tests.postgres import Relay
 
+from multinode import wire
+from multinode.client import path_of
 from multinode_control_plane.leadership import LOOK_S
 
 SOON_S = 8.0
 """In which it ends: each of the few things that it then asks of its database is given up within a second."""
+
+
+PROGRAM = """
+import os, sys
+from multinode_control_plane import server, store
+store.AWAY_PATIENCE_S = float(os.environ.get("PATIENCE_S", store.AWAY_PATIENCE_S))
+sys.exit(server.main())
+"""
+"""As `server run`; what waits for the database may have less patience."""
+MAIN = """
+import time
+from pathlib import Path
+from multinode import Multinode
+
+mn = Multinode()
+
+@mn.function()
+def wait_for(path):
+    while not Path(path).exists():
+        time.sleep(0.02)
+    return "seen"
+"""
 
 
 class Process(Product):
@@ -30,7 +55,7 @@ class Process(Product):
     def begin(self):
         """Returns at once."""
         log = (self.folder / "log").open("wb")
-        argv = [COMMAND, "server", "run"]
+        argv = [sys.executable, "-c", PROGRAM, f"--home={self.folder / 'home'}", "--foreground"]
         self.process = subprocess.Popen(argv, env=self.environ, stdout=log, stderr=log)
         log.close()
 
@@ -108,6 +133,36 @@ def test_one_that_waits_for_somebody_to_lead_ends_too(begin, own_postgres):
         assert alone.end() < SOON_S
     finally:
         relay.close()
+
+
+@pytest.mark.slow
+def test_one_that_waits_for_what_runs_waits_for_the_database_too(begin, own_postgres, tmp_path):
+    draining = begin("draining", own_postgres.new_database(), PATIENCE_S="0.5")
+    draining.until_up()
+    draining.write({"tasks/main.py": MAIN})
+    draining.run("deploy")
+    running = draining.json("invoke", "wait_for", str(tmp_path / "go"), "--detach")
+    path = path_of("invocations", running["invocation_id"])
+    with closing(draining.client()) as client:
+        while client.call(wire.InvocationInfo, "GET", path).status != "RUNNING":
+            time.sleep(0.02)
+    draining.process.send_signal(signal.SIGINT)
+    until_said(draining, "Waiting for 1 running", 1)
+    own_postgres.stop()
+    draining.process.send_signal(signal.SIGINT)  # cancels, as soon as that can be stored
+    until_said(draining, "what runs cannot be seen", 2)
+    assert draining.process.poll() is None
+    own_postgres.start()
+    assert draining.process.wait(60) == 0, draining.log
+    assert "Traceback" not in draining.log
+
+
+def until_said(process, text, times):
+    deadline = time.monotonic() + 30
+    while process.log.count(text) < times:
+        assert process.process.poll() is None, process.log
+        assert time.monotonic() < deadline, process.log
+        time.sleep(0.05)
 
 
 UNABLE = """
