@@ -325,6 +325,34 @@ def test_a_key_that_was_left_in_the_ring_does_not_stand_for_a_new_one(
     assert key not in (NEW, OLD)
 
 
+def test_a_ring_that_was_removed_is_said_and_not_made_anew(bench: Bench, tmp_path: Path) -> None:
+    context = context_of(bench, ring_file(tmp_path, OLD))
+    deploy(bench, context, "a")
+    (tmp_path / "ring").unlink()
+    with pytest.raises(Conflict, match=r"ring, which had the keys .* is not there any more"):
+        rotate(bench, context)
+    assert not (tmp_path / "ring").exists()
+    assert opened(bench, context.sealer) == [SECRET]
+    ring_file(tmp_path, OLD)
+    rotate(bench, context)
+    assert opened(bench, context_of(bench, FileSource(tmp_path / "ring")).sealer) == [SECRET]
+
+
+def test_a_ring_that_is_replaced_in_the_middle_is_never_emptied(
+    bench: Bench, tmp_path: Path
+) -> None:
+    source = ring_file(tmp_path, OLD)
+    context = context_of(bench, source)
+    deploy(bench, context, "a")
+    target = bench.do(sealing.prepare, context.sealer, source, "")
+    rotation = bench.do(sealing.begin, context.sealer, source, target, "")
+    bench.do(sealing.go_on, context.sealer, rotation)
+    ring_file(tmp_path, OTHER)
+    with pytest.raises(Conflict, match=f"has the key {target} no more"):
+        bench.do(sealing.end, context.sealer, source, rotation)
+    assert source.read() == (OTHER,)
+
+
 def test_another_process_reads_the_ring_anew(bench: Bench, tmp_path: Path) -> None:
     one, other = (context_of(bench, ring_file(tmp_path, OLD)) for _ in range(2))
     deploy(bench, one, "a")

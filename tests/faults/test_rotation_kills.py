@@ -19,6 +19,7 @@ from multinode_control_plane.model import sealing, versions
 from multinode_control_plane.secret_keys import FileSource, key_id
 from multinode_control_plane.service.dotenv import Sealer
 
+pytestmark = pytest.mark.timeout(300)
 VALUES = 3000
 """Of them a rotation has thirty transactions, half a second's work."""
 STEPS = (

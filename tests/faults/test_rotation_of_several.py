@@ -19,6 +19,8 @@ from tests.faults.test_takeover import Pair
 
 from multinode_control_plane.databases import open_database
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @contextmanager
 def started(folder, server, *, shares_folder):

@@ -92,7 +92,7 @@ def prepare(tx: Transaction, sealer: Sealer, source: Source, request_key: str) -
     can be changed only by hand.
     """
     row = tx.connection.execute(sa.select(sealing)).one()
-    keys = list(source.read())
+    keys = list(_ring(source))
     sealer.take(keys)
     if _is_asked_again(row, request_key):
         return str(row.key_id)
@@ -106,6 +106,23 @@ def prepare(tx: Transaction, sealer: Sealer, source: Source, request_key: str) -
     return key_id(keys[0])
 
 
+def _ring(source: Source) -> tuple[bytes, ...]:
+    """What is in the ring. Raises Conflict where it is there no more: it must not be made anew from what is in memory alone."""
+    keys = source.read()
+    if not keys:
+        raise _gone(source, "is not there any more")
+    return keys
+
+
+def _gone(source: Source, what: str) -> Conflict:
+    message = f"{source.name}, which had the keys of .env values when this control plane was started, {what}."
+    hint = (
+        "Put the ring back from a copy, then run `multinode server rotate-key` again. Until it ends, "
+        "the control plane still has the keys: do not stop it."
+    )
+    return Conflict(message, hint)
+
+
 def begin(
     tx: Transaction, sealer: Sealer, source: Source, target: str, request_key: str
 ) -> Rotation:
@@ -113,7 +130,7 @@ def begin(
     row = tx.connection.execute(sa.select(sealing)).one()
     if _is_asked_again(row, request_key):
         return Rotation(row.key_id, tuple(row.retiring), is_known=True)
-    ids = [key_id(key) for key in source.read()]
+    ids = [key_id(key) for key in _ring(source)]
     if target not in ids:
         raise _overtaken()
     retiring = [each for each in ids if each != target]
@@ -183,8 +200,10 @@ def end(tx: Transaction, sealer: Sealer, source: Source, rotation: Rotation) -> 
     """
     if go_on(tx, sealer, rotation):
         return None
-    keys = source.read()
+    keys = _ring(source)
     kept = [key for key in keys if key_id(key) == rotation.key_id]
+    if not kept:  # somebody has put another ring there
+        raise _gone(source, f"has the key {rotation.key_id} no more")
     if source.is_writable and len(kept) < len(keys):
         source.write(kept)
     return tx.connection.execute(sa.select(sealing.c.resealed)).scalar() or 0
