@@ -28,6 +28,10 @@ class EcsProduct(Product):
             **{f"MULTINODE_ECS_{name.upper()}": value for name, value in made.items()},
         )
 
+    def call(self, *arguments, timeout_s=300, **variables):
+        """With time for a first push of an image on a busy machine."""
+        return super().call(*arguments, timeout_s=timeout_s, **variables)
+
 
 def _gateway():
     """Where containers reach this machine."""
