@@ -4,8 +4,8 @@ variable "name" {
   default     = "multinode"
 
   validation {
-    condition     = can(regex("^[a-z][a-z0-9-]{1,19}$", var.name)) && !endswith(var.name, "-")
-    error_message = "The name has 2 to 20 lower-case letters, digits and hyphens, begins with a letter and does not end with a hyphen."
+    condition     = can(regex("^[a-z][a-z0-9-]{1,19}$", var.name)) && !endswith(var.name, "-") && !strcontains(var.name, "--")
+    error_message = "The name has 2 to 20 lower-case letters, digits and hyphens, begins with a letter, and has no hyphen at its end or beside another."
   }
 }
 

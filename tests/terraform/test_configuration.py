@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from tests.terraform.bench import MODULE, VARIABLES, Plan, Workspace, program
@@ -45,6 +46,25 @@ def test_it_needs_no_provider_but_that_of_aws() -> None:
     assert set(re.findall(r'^\s+source\s*=\s*"([^".]+)"', text, re.M)) == {"hashicorp/aws"}
     kinds = set(re.findall(r'^(?:resource|data|ephemeral) "(\w+?)_', text, re.M))
     assert kinds == {"aws"}
+
+
+def test_its_own_tests_pass(tmp_path: Path) -> None:
+    """Those of ``terraform test``, which everybody can run who has the module."""
+    workspace = Workspace.copy(tmp_path)
+    assert workspace.run("init", "-backend=false", folder=workspace.module).code == 0
+    done = workspace.run("test", folder=workspace.module)
+    assert done.code == 0, done
+    assert "4 passed, 0 failed" in done.output
+
+
+def test_descriptions_of_security_groups_are_such_as_ec2_takes(plan: Plan) -> None:
+    of_groups = plan.of("aws_security_group")
+    rules = plan.of("aws_vpc_security_group_ingress_rule") | plan.of(
+        "aws_vpc_security_group_egress_rule"
+    )
+    for address, each in (of_groups | rules).items():
+        taken = r"[a-zA-Z0-9. _\-:/()#,@\[\]+=&;{}!$*]{1,255}"
+        assert re.fullmatch(taken, each["description"]), address
 
 
 # --- the control plane ------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ FAULTS = [
 """File, what is replaced by what, and what Terraform says."""
 ALONE: list[tuple[dict[str, Any], str]] = [
     ({"name": "Multinode"}, "lower-case letters"),
+    ({"name": "multi--node"}, "beside another"),
     ({"domain_name": "https://multinode.example.com"}, "without https://"),
     ({"client_cidr_blocks": ["203.0.113.0"]}, "Each is a network"),
     ({"image": "multinode-server"}, "named with its registry"),
