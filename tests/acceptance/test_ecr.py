@@ -54,8 +54,9 @@ def product(engine, aws, tmp_path_factory):
         reason = "python:3.8-bullseye is not in the engine (`docker pull python:3.8-bullseye`)"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     made = Product(tmp_path_factory.mktemp("product"))
+    for name in [each for each in made.environ if each.startswith("AWS_")]:
+        del made.environ[name]
     made.environ |= {"MULTINODE_RUNNER": "docker", "DOCKER_BUILDKIT": "0"}
-    assert not [name for name in made.environ if name.startswith("AWS_") and name != "AWS_CA_BUNDLE"]  # fmt: skip
     settings = {"MULTINODE_REGISTRY": "ecr:multinode", "MULTINODE_REGISTRY_CREATE": "1"}
     started = made.call("server", "start", **aws.environ, **settings)
     assert started.returncode == 0, started.stderr

@@ -60,6 +60,8 @@ def product(engine, aws, tmp_path_factory):
         reason = "python:3.8-bullseye is not in the engine (`docker pull python:3.8-bullseye`)"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     made = Product(tmp_path_factory.mktemp("product"))
+    for name in [each for each in made.environ if each.startswith("AWS_")]:
+        del made.environ[name]
     made.environ["DOCKER_BUILDKIT"] = "0"
     started = made.call("server", "start", **settings(aws, engine))
     assert started.returncode == 0, started.stderr

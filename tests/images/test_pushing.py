@@ -110,8 +110,9 @@ def test_a_token_of_ecr_that_is_void_when_the_push_begins_is_asked_for_anew(
 @pytest.mark.parametrize("key", ["wrong", ""])
 def test_wrong_credentials_are_told_before_anything_is_built(shared_bench, registry, spec, key):
     where = Registry(f"{registry}/team/envs", USER if key else "", key)
-    with pytest.raises(RegistryFailed, match="does not let us in"):
+    with pytest.raises(RegistryFailed, match="does not let us in") as raised:
         shared_bench.make(spec, registry=where)
+    assert ("multinode doctor" if key else f"docker login {registry}") in raised.value.hint
     assert shared_bench.follower.told == []
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from multinode.errors import EnvironmentBuildFailed, MultinodeError, RegistryFailed, StorageFull
 from multinode.limits import shorten
+from multinode.wire import Registry
 from multinode_engine.registries import missing_right, refuses_login
 
 MAX_HINT_CHARACTERS = 2_000
@@ -120,11 +121,11 @@ def base_image_missing(words: str, base_image: str, platform: str) -> MultinodeE
     return EnvironmentBuildFailed(message, f"{cure} The engine says:\n{words}")
 
 
-def registry_failed(words: str, repository: str) -> MultinodeError:
+def registry_failed(words: str, registry: Registry) -> MultinodeError:
     """What it is told as that the registry takes or gives no image."""
     if _has(words, _DISK_FULL):
         return disk_full()
-    host = repository.partition("/")[0]
+    host = registry.repository.partition("/")[0]
     if _has(words, _AWAY):
         message = f"The registry {host} cannot be reached from the Docker engine."
         cure = "Look at the engine's network, and at the registry that the control plane names."
@@ -133,11 +134,12 @@ def registry_failed(words: str, repository: str) -> MultinodeError:
         cure = f"Its policy lacks: {lacking.statement}."
     elif refuses_login(words):
         message = f"The registry {host} does not let us in."
-        cure = (
-            "The control plane hands out its login: `multinode doctor` says what is wrong with it."
-        )
+        if registry.username:
+            cure = "The control plane hands out the login: `multinode doctor` says what is wrong with it."
+        else:
+            cure = f"The control plane hands out no login: `docker login {host}`, and deploy again."
     else:
-        message = f"The registry refused the image for {repository}."
+        message = f"The registry refused the image for {registry.repository}."
         cure = "What was pushed so far is not used; deploy again when the registry takes it."
     return RegistryFailed(message, f"{cure} The engine says:\n{words}")
 

@@ -207,7 +207,7 @@ class _Pushing:
             return self._digest_of(self._tag) != ""
         except EngineRefused as error:
             if failures.is_hopeless(error.words):
-                raise failures.registry_failed(error.words, self._repository) from error
+                raise failures.registry_failed(error.words, self._logins.registry) from error
             return False  # some registries refuse to speak of what is not there; the push will tell
 
     def _digest_of(self, tag: str) -> str:
@@ -219,7 +219,7 @@ class _Pushing:
         try:
             self._logins.tried(self._pull)
         except EngineRefused as error:
-            raise failures.registry_failed(error.words, self._repository) from error
+            raise failures.registry_failed(error.words, self._logins.registry) from error
         image = self._engine.image(self._order.tag) or {}
         labels = image.get("Config", {}).get("Labels") or {}
         if not labels.items() >= self._order.labels.items():
@@ -247,7 +247,7 @@ class _Pushing:
             own_tag = f"{self._tag}-{image.partition(':')[2][:12]}"  # so of this image alone
             return name or self._pushed_as(own_tag, image) or self._digest_name(own_tag)
         except EngineRefused as error:
-            raise failures.registry_failed(error.words, self._repository) from error
+            raise failures.registry_failed(error.words, self._logins.registry) from error
 
     def _pushed_as(self, tag: str, image: str) -> str:
         """Its name by digest; empty where the tag is another image's, and stays so."""
@@ -269,7 +269,7 @@ class _Pushing:
             self._progress.moment(_moment(event))
         if not digest:
             words = "(the push ended without a digest)"
-            raise failures.registry_failed(words, self._repository)
+            raise failures.registry_failed(words, login)
         return f"{self._repository}@{digest}"
 
     def _digest_name(self, tag: str) -> str:
