@@ -162,7 +162,7 @@ class ImageOrder(Record):
     platform: str
     """``linux/amd64``."""
     tag: str
-    """The name to build it under: ``multinode:<digest>``, or ``<repository>:<digest>`` where there is a registry."""
+    """The name to build it under: ``multinode:<digest>``, or ``<repository>:<installation>-<digest>`` where there is a registry."""
     labels: Dict[str, str]
     """To be put on the image: by them the control plane knows its own."""
     registry: Optional[Registry] = None

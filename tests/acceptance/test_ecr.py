@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import time
 import uuid
 
@@ -106,7 +107,8 @@ def test_an_environment_is_pushed_once_and_run_by_its_digest(product, aws, engin
     assert repository == f"{aws.registry}/multinode"
     assert f"Pushing the image to {repository}" in said
     (tag,) = pushed(aws)[digest]
-    assert len(tag) == 64
+    installation = (product.folder / "home/server/installation").read_text()
+    assert re.fullmatch(f"{installation}-[0-9a-f]{{64}}", tag)
     assert "Pushing" not in deploy(product, project), "it is there"
     for found in _images(product, engine):
         engine.images.remove(found.id, force=True)

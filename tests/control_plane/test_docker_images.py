@@ -172,7 +172,7 @@ def test_a_digest_that_is_none_reaches_no_file(bench):
 def test_with_a_registry_the_image_is_pushed_there_and_pulled_by_digest(tmp_path):
     bench = Bench(tmp_path / "images", REGISTRY)
     order = bench.build().image_order
-    assert order.tag == f"{REGISTRY.repository}:{order.digest}"
+    assert order.tag == f"{REGISTRY.repository}:here-{order.digest}"
     assert order.registry == REGISTRY
     bench.engine.add(PUSHED, order.labels)
     bench.engine.registry, bench.engine.held = bench.engine.held, {}
@@ -209,7 +209,7 @@ class Expiring:
         self.number += is_refused
         return REGISTRY.replace(key=f"token{self.number}")
 
-    def images(self):
+    def images(self, installation):
         return []
 
 

@@ -209,26 +209,28 @@ def test_an_image_is_found_by_its_digest_with_its_tags(moto: Any) -> None:
     assert repository.find(f"{URI}@{DIGEST}") is None
 
 
-def test_images_with_our_tags_are_listed_and_no_others(moto: Any) -> None:
+def test_images_of_the_installation_are_listed_and_no_others(moto: Any) -> None:
     moto.create_repository(repositoryName="envs")
-    ours = made_image(moto, ENVIRONMENT, "a")
-    anew = made_image(moto, f"{ENVIRONMENT}-0123456789ab", "b")
+    ours = made_image(moto, f"here-{ENVIRONMENT}", "a")
+    anew = made_image(moto, f"here-{ENVIRONMENT}-0123456789ab", "b")
     made_image(moto, "latest", "c")
     made_image(moto, None, "d")
+    made_image(moto, f"there-{ENVIRONMENT}", "e")
+    made_image(moto, f"not-here-{ENVIRONMENT}", "f")
     repository = EcrRepository("envs")
-    assert {each.name for each in repository.images()} == {f"{URI}@{ours}", f"{URI}@{anew}"}
+    assert {each.name for each in repository.images("here")} == {f"{URI}@{ours}", f"{URI}@{anew}"}
 
 
 def test_all_pages_are_listed_and_a_pull_counts_as_use(
     aws: ScriptedAws, ecr: EcrRepository
 ) -> None:
     def detail(letter: str, **more: Any) -> dict[str, Any]:
-        tags = [letter * 64]
+        tags = [f"here-{letter * 64}"]
         return {"imageDigest": f"sha256:{letter * 64}", "imageTags": tags, "imagePushedAt": 5, **more}  # fmt: skip
 
     first = {"imageDetails": [detail("a", imageSizeInBytes=7)], "nextToken": "more"}
     aws.on("DescribeImages", first, {"imageDetails": [detail("b", lastRecordedPullTime=9)]})
-    found = ecr.images()
+    found = ecr.images("here")
     assert [(each.size_bytes, each.used_at) for each in found] == [(7, 5.0), (0, 9.0)]
     assert aws.asked[-1][1]["nextToken"] == "more"
 
@@ -248,7 +250,7 @@ def test_what_is_in_a_repository_that_is_gone_is_gone(moto: Any) -> None:
     assert repository.login().repository == URI
     moto.delete_repository(repositoryName="envs")
     assert repository.remove(f"{URI}@{DIGEST}") == ""
-    assert repository.images() == []
+    assert repository.images("here") == []
     assert repository.find(f"{URI}@{DIGEST}") is None
 
 

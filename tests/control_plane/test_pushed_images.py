@@ -24,7 +24,8 @@ SPEC = EnvironmentSpec(python="3.12", requirements="numpy\n")
 class Bench:
     def __init__(self, folder: Path, client: Any, platform: str = "linux/amd64") -> None:
         self.client = client
-        place = PushedPlace(EcrRepository("envs", makes_it=True), platform=platform)
+        repository = EcrRepository("envs", makes_it=True)
+        place = PushedPlace(repository, platform=platform, installation="here")
         self.images = Images(folder, place=place, installation="here")
         self.images.open()
 
@@ -44,7 +45,7 @@ class Bench:
         """Order, push, report."""
         order = self.build(no_cache=True).image_order
         assert order is not None
-        pushed = made_image(self.client, order.digest + suffix, text)
+        pushed = made_image(self.client, f"here-{order.digest}{suffix}", text)
         return self.take(order.digest, f"{URI}@{pushed}")
 
     def stored(self, *in_use: str) -> list[Any]:
@@ -67,7 +68,7 @@ def test_an_order_has_the_address_as_aws_gives_it_and_a_login(bench: Bench) -> N
     order = bench.build().image_order
     assert order is not None
     assert order.registry is not None
-    assert order.tag == f"{URI}:{order.digest}"
+    assert order.tag == f"{URI}:here-{order.digest}"
     assert (order.registry.repository, order.registry.username) == (URI, "AWS")
     assert order.registry.key
 
@@ -100,9 +101,14 @@ def test_an_image_that_is_not_there_is_refused(bench: Bench) -> None:
 def test_an_image_that_was_pushed_for_another_environment_is_refused(bench: Bench) -> None:
     order = bench.build().image_order
     assert order is not None
-    other = made_image(bench.client, "0" * 64)
-    with pytest.raises(InvalidRequest, match="was pushed for another one"):
-        bench.take(order.digest, f"{URI}@{other}")
+    others = [f"here-{'0' * 64}", f"there-{order.digest}"]
+    for text, tag in zip("ab", others, strict=True):
+        with pytest.raises(InvalidRequest, match="was pushed for another one"):
+            bench.take(order.digest, f"{URI}@{made_image(bench.client, tag, text)}")
+    assert bench.stored()[0].name.startswith(URI), (
+        "that of another environment, not of another installation"
+    )
+    assert len(bench.stored()) == 1
 
 
 def test_another_platform_is_another_environment(bench: Bench, tmp_path: Path) -> None:
@@ -136,7 +142,7 @@ def test_an_image_whose_deploy_was_broken_off_is_told(bench: Bench) -> None:
     """It was pushed and never reported: nobody would know of it but ECR."""
     order = bench.build().image_order
     assert order is not None
-    name = f"{URI}@{made_image(bench.client, order.digest)}"
+    name = f"{URI}@{made_image(bench.client, f'here-{order.digest}')}"
     (item,) = bench.stored()
     assert (item.kind, item.name) == ("image", name)
     bench.take(order.digest, name)  # the deploy goes on after all

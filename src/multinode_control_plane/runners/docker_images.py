@@ -150,7 +150,7 @@ class EnginePlace:
         if self._repository is None:
             return []
         try:
-            pushed: list[PlacedImage] = await self._do(self._repository.images)
+            pushed: list[PlacedImage] = await self._do(self._repository.images, self._installation)
         except MultinodeError as error:  # the engine's can be told all the same
             log.warning("%s", error)
             return []

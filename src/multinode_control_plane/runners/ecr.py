@@ -1,7 +1,7 @@
 """Amazon's registry (ECR): a repository of one installation, and short-lived logins for those who deploy. See ``Repository``.
 
-Who deploys needs no login of AWS: the control plane, which has one, hands out what ECR gives it. All images in the repository with
-tags such as ours are this installation's: it belongs to one alone.
+Who deploys needs no login of AWS: the control plane, which has one, hands out what ECR gives it. Tags begin with the name of the
+installation that has pushed them: what others have in the same repository is not seen.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 from multinode.errors import AwsFailed
 from multinode.wire import Finding, Registry
 from multinode_control_plane.aws import Service
-from multinode_control_plane.runners.images import PlacedImage
+from multinode_control_plane.runners.images import PlacedImage, pushed_tag
 from multinode_control_plane.runners.registry import RegistryAway
 
 log = logging.getLogger(__name__)
 
-OWN_TAG = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{12})?")
-"""The environment's digest; with the image's where that was made anew."""
+_OF_ENVIRONMENT = r"[0-9a-f]{64}(-[0-9a-f]{12})?"
+"""In tags: the environment's digest; with the image's where that was made anew."""
 RENEWAL_S = 5.0
 """A login that is younger is not made anew, however often it is said to be refused: it is not its age that is wrong."""
 UNTAGGED_DAYS = 14
@@ -155,12 +155,13 @@ class EcrRepository:
             raise
         return self._placed(answer["imageDetails"][0])
 
-    def images(self) -> list[PlacedImage]:
-        """See ``Repository.images``: those with tags such as ours; what has none is left to the lifecycle policy."""
+    def images(self, installation: str) -> list[PlacedImage]:
+        """See ``Repository.images``: what has no tag is left to the lifecycle policy."""
+        own = re.compile(pushed_tag(re.escape(installation), _OF_ENVIRONMENT))
         return [
             self._placed(detail)
             for detail in self._details()
-            if any(OWN_TAG.fullmatch(tag) for tag in detail.get("imageTags", ()))
+            if any(own.fullmatch(tag) for tag in detail.get("imageTags", ()))
         ]
 
     def _details(self) -> Iterator[dict[str, Any]]:

@@ -114,7 +114,7 @@ class EcsRunner:
         self.bundles = Bundles(data_dir)
         self.images = Images(
             data_dir / "images",
-            place=PushedPlace(repository, platform=settings.platform),
+            place=PushedPlace(repository, platform=settings.platform, installation=settings.name),
             installation=settings.name,
         )
         self._repository = repository

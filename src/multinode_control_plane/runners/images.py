@@ -41,6 +41,11 @@ INSTALLATION_LABEL = "multinode.installation"
 ENVIRONMENT_LABEL = "multinode.environment"
 
 
+def pushed_tag(installation: str, digest: str) -> str:
+    """The tag under which the image of an environment is pushed. Only its own installation may remove what has it."""
+    return f"{installation}-{digest}"
+
+
 @dataclass(frozen=True)
 class PlacedImage:
     """An image of this installation. ``name`` is what `Place.remove` takes, ``names`` are all that an environment may know it by."""
@@ -127,11 +132,13 @@ class Images:
         return BuildEvent(image_order=self._order(digest, registry))
 
     def _order(self, digest: str, registry: Registry | None) -> ImageOrder:
-        repository = registry.repository if registry else "multinode"
+        tag = f"multinode:{digest}"
+        if registry:
+            tag = f"{registry.repository}:{pushed_tag(self._installation, digest)}"
         return ImageOrder(
             digest=digest,
             platform=self.place.platform,
-            tag=f"{repository}:{digest}",
+            tag=tag,
             labels=self._labels(digest),
             registry=registry,
         )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from multinode.errors import EnvironmentBuildFailed, InvalidRequest, MultinodeError
 from multinode.wire import Registry
 from multinode_control_plane.runners.ecr import EcrRepository
-from multinode_control_plane.runners.images import ENVIRONMENT_LABEL, PlacedImage
+from multinode_control_plane.runners.images import ENVIRONMENT_LABEL, PlacedImage, pushed_tag
 from multinode_control_plane.runners.registry import RegistryAway
 from multinode_control_plane.runners.storage import Discarded, Stored
 
@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 class PushedPlace:
     """The images of one installation in ``repository``, for workers of ``platform``."""
 
-    def __init__(self, repository: EcrRepository, *, platform: str) -> None:
+    def __init__(self, repository: EcrRepository, *, platform: str, installation: str) -> None:
         self.platform = platform
+        self._installation = installation
         self._repository = repository
 
     async def registry(self, *, is_refused: bool = False) -> Registry:
@@ -37,7 +38,8 @@ class PushedPlace:
         if found is None:
             message = f"The image {image} is not in the registry."
             raise EnvironmentBuildFailed(message, "Deploy again: it is pushed anew.")
-        before = f"{image.partition('@')[0]}:{labels[ENVIRONMENT_LABEL]}"
+        tag = pushed_tag(self._installation, labels[ENVIRONMENT_LABEL])
+        before = f"{image.partition('@')[0]}:{tag}"
         if not any(name.startswith(before) for name in found.names):
             message = f"The image {image} has no tag of the environment {labels[ENVIRONMENT_LABEL]}: it was pushed for another one."
             raise InvalidRequest(message, "Deploy again with --no-cache.")
@@ -45,7 +47,7 @@ class PushedPlace:
     async def images(self) -> list[PlacedImage]:
         """See ``Place.images``."""
         try:
-            return await asyncio.to_thread(self._repository.images)
+            return await asyncio.to_thread(self._repository.images, self._installation)
         except MultinodeError as error:  # what else is stored can be told all the same
             log.warning("%s", error)
             return []

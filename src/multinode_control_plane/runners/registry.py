@@ -32,8 +32,8 @@ class Repository(Protocol):
         """Its address, with a login that is good for hours; ``is_refused``: the last one is not taken any more."""
         ...
 
-    def images(self) -> list[PlacedImage]:
-        """Images of the installation that it has, as far as it can tell them from others'."""
+    def images(self, installation: str) -> list[PlacedImage]:
+        """Images of the installation that it has, as far as it can list them."""
         ...
 
     def remove(self, image: str) -> str:
@@ -58,8 +58,8 @@ class FixedRepository:
         """Always the same."""
         return self._registry
 
-    def images(self) -> list[PlacedImage]:
-        """None: a registry lists tags, and another control plane may have pushed them."""
+    def images(self, installation: str) -> list[PlacedImage]:
+        """None: a registry lists tags, and tells neither sizes nor times without asking for each."""
         return []
 
     def checks(self) -> list[Finding]:
