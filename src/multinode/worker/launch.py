@@ -8,7 +8,7 @@ from ..records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Optional, Tuple
+    from typing import Any, Dict, Optional, Tuple
 
 
 ARGUMENTS = ("-c", "import sys; from multinode.worker.__main__ import main; main(sys.argv[1:])")
@@ -57,7 +57,12 @@ class Launch(Record):
 def from_json(text: str) -> Launch:
     """The launch that a runner wrote. Raises ValueError where it is none."""
     try:
-        return Launch(**json.loads(text))
-    except TypeError as error:
+        return known_part(json.loads(text))
+    except (TypeError, AttributeError) as error:
         message = f"not a launch: {error}"
         raise ValueError(message) from error
+
+
+def known_part(told: Dict[str, Any]) -> Launch:
+    """The launch, less what a control plane of a later release also tells: it makes workers of this one too. Raises TypeError."""
+    return Launch(**{name: value for name, value in told.items() if name in Launch.fields})

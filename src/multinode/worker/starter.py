@@ -26,7 +26,7 @@ from .. import wire
 from ..records import Record
 from . import processes, supervisor
 from .folders import note_end
-from .launch import ARGUMENTS, Launch, from_json
+from .launch import ARGUMENTS, Launch, from_json, known_part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Starter:
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def _start(self, order: Dict[str, Any]) -> None:
-        launch = Launch(**order["start"])
+        launch = known_part(order["start"])
         try:
             if order.get("fresh"):
                 pid = self._exec_fresh(launch, order.get("env") or {})
