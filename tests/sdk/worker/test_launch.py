@@ -21,5 +21,5 @@ def test_what_a_later_release_tells_too_is_left_out():
 
 @pytest.mark.parametrize("text", ["[]", "5", "{}", "no JSON"])
 def test_what_is_none_is_refused(text):
-    with pytest.raises(ValueError, match="not a launch|Expecting value"):
+    with pytest.raises(ValueError, match=r"not a launch|Expecting value"):
         from_json(text)
