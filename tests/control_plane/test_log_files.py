@@ -49,6 +49,16 @@ def test_a_broken_line_is_left_out(tmp_path):
     assert asyncio.run(read(logs)) == ["a", "b"]
 
 
+def test_the_mark_of_the_end_is_no_record(tmp_path):
+    end = json.dumps({"at": "2026-11-24T08:00:00+00:00", "stream": "end", "text": ""}) + "\n"
+    (tmp_path / "exe-1.jsonl").write_text(end)
+
+    async def main():
+        assert [item async for item in LogFiles(tmp_path).records("exe-1", 1)] == []
+
+    asyncio.run(main())
+
+
 def test_lines_longer_than_a_block_and_many_blocks_are_whole(tmp_path):
     texts = ["x" * (3 * BLOCK_BYTES), *(f"line {number}\n" for number in range(20_000))]
     logs = LogFiles(tmp_path)

@@ -241,11 +241,19 @@ class EcsRunner:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _note(self, worker: _Worker) -> None:
-        """Says where its output will be. What fails is done again at the next sweep."""
-        try:
-            await self._logs.note(worker.execution_id, task_id_of(worker.task))
-        except AwsFailed as error:
-            log.warning("%s", error)
+        """Says where its output is, for other processes, and for this one after a restart."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                await self._logs.note(worker.execution_id, task_id_of(worker.task))
+            except AwsFailed as error:
+                log.warning("%s", error)
+                if not error.is_passing:
+                    return
+            else:
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def claimed(self, worker_id: str) -> None:
         """It has its execution: see ``Runner.claimed``."""
@@ -320,9 +328,12 @@ class EcsRunner:
             self._tell(worker, WorkerEnd(worker.worker_id, detail=detail))
 
     async def _finish(self, worker: _Worker, task: Mapping[str, Any]) -> None:
+        self._tell(worker, await self._end_of(worker, task))
+
+    async def _end_of(self, worker: _Worker, task: Mapping[str, Any]) -> WorkerEnd:
         said = await self._said(worker, task)
         end = end_of(worker.worker_id, task, said, was_stopped=worker.was_stopped)
-        self._tell(worker, replace(end, billed_s=billed_s(task, time.time())))
+        return replace(end, billed_s=billed_s(task, time.time()))
 
     async def _said(self, worker: _Worker, task: Mapping[str, Any]) -> str:
         """The supervisor's own last words, where it has not come as far as its execution, or not ended well."""
@@ -380,8 +391,7 @@ class EcsRunner:
                 continue
             self._spawn(self._note(worker))
             if has_ended(task):
-                said = await self._said(worker, task)
-                ends[worker_id] = end_of(worker_id, task, said, was_stopped=False)
+                ends[worker_id] = await self._end_of(worker, task)
                 self._note_end(worker.execution_id)
             else:
                 del ends[worker_id]

@@ -74,9 +74,10 @@ def test_worker_without_a_log_file_writes_to_its_own_stdout(bench, tmp_path):
         "@mn.function()\ndef f(): print('hello')", launch={"log_file": None}, how=redirected
     )
     assert run.end().outcome == "succeeded"
-    (record,) = map(json.loads, out.read_text().splitlines())
-    assert (record["stream"], record["text"]) == ("stdout", "hello\n")
     assert run.gone() == 0
+    records = map(json.loads, out.read_text().splitlines())
+    told = [(record["stream"], record["text"]) for record in records]
+    assert told == [("stdout", "hello\n"), ("end", "")], "the last says that no more will come"
 
 
 def test_reader_that_is_gone_does_not_break_a_print(bench):
