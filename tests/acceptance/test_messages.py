@@ -256,6 +256,9 @@ SERVER = {
     "server: a runner that there is not": ("--runner", "podman"),
     "server: a capacity that cannot be read": ("--capacity", "4 cores"),
     "server: a database that cannot be": ("--database", "mysql://me:secret@db/multinode"),
+    "server: a key in place of where it is": ("--secret-key-from", "hunter2"),
+    "server: a ring in a folder that is not there": ("--secret-key-from", "file:/nowhere/ring"),
+    "server: a variable with keys that is not set": ("--secret-key-from", "env:NOT_SET"),
     "server: a registry that cannot be": ("--registry", "https://r.example/mn"),
     "server: a repository of AWS that cannot be": ("--registry", "ecr:Team"),
     "server: a user for a repository of AWS": (

@@ -107,6 +107,7 @@ USAGE = {
     "usage: no invocation": ("logs",),
     "usage: not an invocation's id": ("result", "exe-1"),
     "usage: no span": ("logs", "inv-1", "--since", "yesterday"),
+    "usage: no span of costs": ("cost", "--for", "a week"),
     "usage: a number of lines that is none": ("logs", "inv-1", "-n", "many"),
     "usage: an attempt below 1": ("logs", "inv-1", "--attempt", "0"),
     "usage: nothing to cancel": ("cancel",),
