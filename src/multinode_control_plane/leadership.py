@@ -65,8 +65,8 @@ class Leadership:
         """The epoch in which this process led, also when it leads no more."""
 
     def lives(self, leader: Leader) -> bool:
-        """Whether this process has seen that it does: its beat, or that it took over."""
-        has_followed = self._led is not None and leader.epoch > self._led
+        """Whether this process has seen that it does: its beat, or that it took over; or is it, for what waited until it led."""
+        has_followed = self._led is not None and leader.epoch >= self._led
         is_seen = leader.epoch == self._watch.alive_epoch
         return leader.holder is not None and (has_followed or is_seen)
 

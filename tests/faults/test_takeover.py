@@ -215,6 +215,10 @@ def test_another_takes_over_when_the_leader_is_killed(pair, tmp_path):
     sign = tmp_path / "sign"
     running = pair.first.json("invoke", "wait_for", str(sign), "--detach")["invocation_id"]
     os.kill(pair.first.server["pid"], signal.SIGKILL)
+    began = time.monotonic()
+    with closing(pair.second.client()) as client:  # only a leader can answer: it waits for one
+        client.call(wire.ServerInfo, "GET", path_of("server"), wait_s=20)
+    assert time.monotonic() - began < TAKEN_OVER_S
     pair.wait_until_second_leads()
     assert pair.second.run("invoke", "add", "1", "2") == "3\n"
     sign.touch()
