@@ -2,13 +2,15 @@
 
 import asyncio
 import os
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
+from tests.acceptance.docker_product import BuiltDockerProduct
 from tests.acceptance.ecs_product import EcsProduct
 from tests.acceptance.product import Product
 from tests.aws.stand_in import StandIn
 from tests.hand_made_image import needs_engine
+from tests.shared_folder import SharingEngine
 
 from multinode_control_plane.runners.pythons import OLDEST_MINOR, Pythons
 from multinode_control_plane.runners.virtualenv import find_uv
@@ -39,16 +41,23 @@ def on_each_database(request, pytestconfig):
         yield
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql", "ecs"])
+@pytest.fixture(scope="module", params=["sqlite", "postgresql", "docker", "ecs"])
 def make_product(request, pytestconfig, tmp_path_factory):
-    """The same with tasks of ECS, too: makes a product in a folder."""
-    if request.param != "ecs":
+    """The same with containers and with tasks of ECS, too: makes a product in a folder."""
+    if request.param in ("sqlite", "postgresql"):
         with _on(request, pytestconfig):
             yield Product
         return
     needs_engine()
-    with StandIn(tmp_path_factory.mktemp("aws"), keeps_tags=True) as aws:
-        yield lambda folder: EcsProduct(folder, aws, tmp_path_factory.getbasetemp())
+    shared = tmp_path_factory.getbasetemp()
+    if request.param == "ecs":
+        with StandIn(tmp_path_factory.mktemp("aws"), keeps_tags=True) as aws:
+            yield lambda folder: EcsProduct(folder, aws, shared)
+        return
+    with closing(
+        SharingEngine(tmp_path_factory.mktemp("engine") / "docker.sock", shared)
+    ) as engine:
+        yield lambda folder: BuiltDockerProduct(folder, engine, shared)
 
 
 @contextmanager

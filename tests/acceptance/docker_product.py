@@ -70,6 +70,19 @@ class DockerProduct(Product):
         return f"multinode.installation={installation}"
 
 
+class BuiltDockerProduct(Product):
+    """A server with the docker runner, whose functions see ``shared`` under its own path; deploys build its images."""
+
+    def __init__(self, folder, engine, shared):
+        super().__init__(folder)
+        shared.chmod(0o755)  # functions run as another user
+        self.environ.update(MULTINODE_RUNNER="docker", DOCKER_HOST=engine.url)
+
+    def call(self, *arguments, timeout_s=300, **variables):
+        """With time for a first build on a busy machine."""
+        return super().call(*arguments, timeout_s=timeout_s, **variables)
+
+
 def bundle(main):
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w:gz") as tar:
