@@ -149,6 +149,15 @@ class Machine(RuleBasedStateMachine):
     def start_child(self, function: str, parent: Invocation) -> Any:
         return multiple(*self._start(function, ["[[],{}]"], parent=parent))
 
+    @precondition(lambda self: self._cancelled())
+    @rule(target=started, data=st.data(), function=st.sampled_from(sorted(FUNCTIONS)))
+    def start_child_of_a_cancelled_one(self, data: st.DataObject, function: str) -> Any:
+        parent = data.draw(st.sampled_from(self._cancelled()))
+        return multiple(*self._start(function, ["[[],{}]"], parent=parent))
+
+    def _cancelled(self) -> list[Invocation]:
+        return [each for each in self.invocations.values() if each.cancelled]
+
     @rule(target=started, function=st.sampled_from(sorted(FUNCTIONS)), count=st.integers(2, 4))
     def start_together(self, function: str, count: int) -> Any:
         """From as many clients, one of whom asks twice."""
@@ -304,13 +313,15 @@ class Machine(RuleBasedStateMachine):
         assert order == wire.Order("cancel" if is_cancelling else None)
 
     @precondition(lambda self: self._in("started"))
-    @rule(data=st.data(), count=st.integers(1, 3))
-    def yields(self, data: st.DataObject, count: int) -> None:
+    @rule(data=st.data(), count=st.integers(1, 3), is_answer_lost=st.booleans())
+    def yields(self, data: st.DataObject, count: int, is_answer_lost: bool) -> None:
         worker = self._some(data, "started")
         values, first = worker.invocation.values, len(worker.invocation.values) + 1
         new = [wire.Value(first + i, f"{first + i}") for i in range(count)]
         values += [each.value for each in new]
         self._report(worker, values=new)
+        if is_answer_lost:
+            self._do(executions.report, self.bench.context, worker.who, worker.last)
 
     @precondition(lambda self: self._in("started"))
     @rule(data=st.data(), outcome=st.sampled_from(ENDS), retryable=st.booleans())
@@ -568,4 +579,4 @@ def _lets_in_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, plant: Any) -> None:
     plant(monkeypatch)
     with pytest.raises(Exception):  # noqa: B017, PT011 - an assertion of ours, or the store's own
-        run(60, is_planted=True)
+        run(150, is_planted=True)

@@ -121,7 +121,7 @@ def test_a_server_that_waits_for_what_runs_is_not_ready(tmp_path):
         async def stop() -> None:
             await served.plane.deploy()
             await served.plane.claim(await served.plane.start())
-            asked = Stop()
+            asked = Stop(hurry=lambda: None)
             stopping = asyncio.create_task(_until_stopped(served.api, asked, foreground=False))
             asked.ask("drain")
             served.stopping = stopping

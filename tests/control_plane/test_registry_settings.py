@@ -27,7 +27,7 @@ def test_any_registry_has_the_login_of_the_settings(tmp_path: Path) -> None:
     found = repository_of(settings(tmp_path, *argv, MULTINODE_REGISTRY_KEY="k"))
     assert isinstance(found, FixedRepository)
     assert found.login() == Registry("r.example.com:5000/team/envs", "ci", "k")
-    assert found.images() == []
+    assert found.images("multinode") == []
 
 
 @pytest.mark.parametrize("name", ["multinode", "team/multinode-envs", "a1/b.c/d_e"])

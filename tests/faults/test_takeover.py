@@ -177,10 +177,13 @@ def test_a_leader_finds_what_it_did_not_hear(pair, postgres_server):
         later = wire.StartRequest(inputs=[THREE], delay_s=3600.0)
         client.call(wire.StartAnswer, "POST", path, later)  # what the leader's timer is set to
     with closing(pair.second.client()) as client:
-        postgres_server.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            f"WHERE query = 'LISTEN multinode' AND datname = '{urlsplit(pair.url).path[1:]}'"
+        listening = (
+            "FROM pg_stat_activity "
+            f"WHERE application_name LIKE 'multinode listener %' AND datname = '{urlsplit(pair.url).path[1:]}'"
         )
+        while len(postgres_server.execute(f"SELECT pid {listening}")) < len(pair.products):
+            time.sleep(0.01)
+        postgres_server.execute(f"SELECT pg_terminate_backend(pid) {listening}")
         soon = wire.StartRequest(inputs=[THREE], delay_s=1.0)
         told = client.call(wire.StartAnswer, "POST", path, soon)
     assert result_of(pair.second, told.invocation_ids[0]) == ("SUCCEEDED", "3")

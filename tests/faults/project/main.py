@@ -146,7 +146,7 @@ def impatient(label, sign):
     return label
 
 
-@mn.function(cpu=0.01, memory="16 MiB", max_retries=1)
+@mn.function(cpu=0.01, memory="16 MiB", max_retries=1, retry_delay=timedelta(seconds=2))
 def imported(label):
     """Has an attempt left where the import fails once."""
     note(label, "start")
