@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,15 @@ def until_value(product: Product, invocation_id: str) -> None:
     client.close()
 
 
+def until_gone(product: Product, invocation_id: str) -> None:
+    """Waits until nothing is left of its worker, which takes a while after its end where that is a task."""
+    client = product.client()
+    path = f"/v1/invocations/{invocation_id}"
+    while not client.call(wire.InvocationInfo, "GET", path).terminated:
+        time.sleep(0.02)
+    client.close()
+
+
 def test_the_same_input_is_the_same_version(product):
     assert not product.json("deploy")["created"]
 
@@ -108,6 +118,7 @@ def test_invoke_prints_the_result_alone(product):
     ended = product.json("invoke", "add", "1", "b=2")
     assert (ended["status"], ended["result"]) == ("SUCCEEDED", 3)
     assert product.run("logs", ended["invocation_id"]) == "adding\n"
+    until_gone(product, ended["invocation_id"])  # of which the next two tell
     (execution,) = product.json("describe", ended["invocation_id"])["executions"]
     by_id = ("--execution-id", execution["execution_id"])
     assert product.run("logs", *by_id) == "adding\n"
