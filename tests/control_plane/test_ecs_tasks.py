@@ -11,6 +11,7 @@ from multinode_control_plane.prices import TARIFFS
 from multinode_control_plane.runners import WorkerLaunch
 from multinode_control_plane.runners.ecs_logs import Pieces
 from multinode_control_plane.runners.ecs_tasks import (
+    HOME,
     TaskPlan,
     billed_s,
     end_of,
@@ -66,7 +67,7 @@ def test_a_run_holds_ids_and_the_claim_code_and_no_secret_of_a_function():
         "worker_id": "wrk-1",
         "claim_code": "claim-code",
         "api_url": "https://mn.example",
-        "work_dir": "/work/wrk-1",
+        "work_dir": f"{HOME}/wrk-1",
         "memory_mib": 512,
         "asks_for_env": True,
     }
