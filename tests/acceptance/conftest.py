@@ -4,6 +4,7 @@ import asyncio
 import os
 from contextlib import closing, contextmanager
 
+import docker
 import pytest
 from tests.acceptance.docker_product import BuiltDockerProduct
 from tests.acceptance.ecs_product import EcsProduct
@@ -14,6 +15,8 @@ from tests.shared_folder import SharingEngine
 
 from multinode_control_plane.runners.pythons import OLDEST_MINOR, Pythons
 from multinode_control_plane.runners.virtualenv import find_uv
+
+BASE_IMAGE = "python:3.8-bullseye"
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +61,24 @@ def make_product(request, pytestconfig, tmp_path_factory):
         SharingEngine(tmp_path_factory.mktemp("engine") / "docker.sock", shared)
     ) as engine:
         yield lambda folder: BuiltDockerProduct(folder, engine, shared)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """An engine that has the image of the default Python; modules that build nothing have one of their own."""
+    needs_engine()
+    with closing(docker.from_env()) as made:
+        if not any(BASE_IMAGE in image.tags for image in made.images.list()):
+            reason = f"{BASE_IMAGE} is not in the engine (`docker pull {BASE_IMAGE}`)"
+            pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def aws(tmp_path_factory):
+    """The stand-in for AWS, with an ECR that keeps its tags."""
+    with StandIn(tmp_path_factory.mktemp("aws"), keeps_tags=True) as made:
+        yield made
 
 
 @contextmanager

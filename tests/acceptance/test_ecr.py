@@ -12,11 +12,8 @@ import re
 import time
 import uuid
 
-import docker
 import pytest
 from tests.acceptance.product import Product
-from tests.aws.stand_in import StandIn
-from tests.hand_made_image import needs_engine
 
 from multinode.wire import VersionInfo
 
@@ -36,24 +33,7 @@ def add(a, b):
 
 
 @pytest.fixture(scope="module")
-def engine():
-    needs_engine()
-    made = docker.from_env()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def aws(tmp_path_factory):
-    with StandIn(tmp_path_factory.mktemp("aws"), keeps_tags=True) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def product(engine, aws, tmp_path_factory):
-    if not any("python:3.8-bullseye" in image.tags for image in engine.images.list()):
-        reason = "python:3.8-bullseye is not in the engine (`docker pull python:3.8-bullseye`)"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     made = Product(tmp_path_factory.mktemp("product"))
     for name in [each for each in made.environ if each.startswith("AWS_")]:
         del made.environ[name]
