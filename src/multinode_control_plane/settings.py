@@ -478,7 +478,10 @@ def _registry(text: str | None) -> str | None:
         pattern = rf"{ECR}:(?=.{{2,256}}$)[a-z0-9]+([._/-][a-z0-9]+)*"
     if text and not re.fullmatch(pattern, text):
         message = f"The registry {text!r} cannot be read."
-        hint = "Write it like registry.example.com/multinode, or ecr:multinode for a repository of AWS."
+        hint = (
+            "Write it like registry.example.com/multinode, or ecr:multinode for a repository of AWS, "
+            "whose name has 2 to 256 small letters and digits, with single . _ - / between them."
+        )
         raise InputError(message, hint)
     return text
 

@@ -24,7 +24,12 @@ def audit(
     ] = None,
     project: Annotated[
         str | None,
-        typer.Option("--project", metavar="PROJECT", help="Only what was done to this project."),
+        typer.Option(
+            "--project",
+            "--project-name",
+            metavar="PROJECT",
+            help="Only what was done to this project.",
+        ),
     ] = None,
 ) -> Answer:
     """Print who deployed, invoked, cancelled, removed, and made or revoked keys, oldest first.

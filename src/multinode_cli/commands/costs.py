@@ -31,7 +31,9 @@ def cost(
     ] = "function",
     project: Annotated[
         str | None,
-        typer.Option("--project", metavar="PROJECT", help="Only functions of this project."),
+        typer.Option(
+            "--project", "--project-name", metavar="PROJECT", help="Only functions of this project."
+        ),
     ] = None,
 ) -> Answer:
     """Print vCPU seconds, GB seconds and price of the workers that have ended.
