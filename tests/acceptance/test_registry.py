@@ -9,6 +9,7 @@ import urllib.request
 from contextlib import ExitStack
 
 import pytest
+from docker.errors import APIError
 from tests.acceptance.docker_product import DockerProduct
 from tests.images.bench import registry_process
 from tests.own_engine import own_engine
@@ -60,8 +61,20 @@ def product(engine, registry, tmp_path):
 
 
 def forget_images(product, engine):
-    for image in engine.client.api.images(filters={"label": product.label}):
-        engine.client.api.remove_image(image["Id"], force=True)
+    """Removes the installation's images, once what the deploy ran from them is gone."""
+
+    def gone():
+        images = engine.client.api.images(filters={"label": product.label})
+        try:
+            for image in images:
+                engine.client.api.remove_image(image["Id"], force=True)
+        except APIError as error:
+            if error.status_code != 409:
+                raise
+            return False
+        return True
+
+    wait_for(gone)
 
 
 def wait_for(fact, timeout_s=90):
