@@ -20,6 +20,11 @@ from .wire_costs import CostEstimate as CostEstimate
 from .wire_costs import CostHistory as CostHistory
 from .wire_costs import CostLine as CostLine
 from .wire_costs import CostReport as CostReport
+from .wire_keys import AuditLine as AuditLine
+from .wire_keys import AuditLog as AuditLog
+from .wire_keys import KeyInfo as KeyInfo
+from .wire_keys import KeyRequest as KeyRequest
+from .wire_keys import RotatedKey as RotatedKey
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -544,59 +549,6 @@ class StopRequest(Record):
     mode: str = "drain"
 
 
-class RotatedKey(Record):
-    """Answer of ``POST /v1/server/rotate-key``: the id of the key that encrypts `.env` values now."""
-
-    key_id: str
-    versions: int
-    """Versions that were encrypted anew."""
-    retired: List[str]
-    """Ids of the keys that encrypt nothing any more."""
-    left: str = ""
-    """What is left to do by hand, in a sentence."""
-
-
-class KeyRequest(Record):
-    """Body of ``POST /v1/keys``."""
-
-    name: str
-    role: str
-    project: Optional[str] = None
-    """The only project that the key is for; None is all of them."""
-
-
-class KeyInfo(Record):
-    """An API key; ``key`` is there only in the answer that makes it."""
-
-    name: str
-    role: str
-    created_at: str
-    revoked_at: Optional[str] = None
-    key: Optional[str] = None
-    project: Optional[str] = None
-    """The only project that the key is for; None is all of them."""
-
-
-class AuditLine(Record):
-    """Something that somebody did. ``count`` over 1: to so many, of which ``target`` is the first."""
-
-    at: str
-    key_name: str
-    role: str
-    action: str
-    """``deploy``, ``rollback``, ``remove``, ``invoke``, ``retry``, ``cancel``, ``make key``, ``revoke key``, ``rotate key`` or ``stop server``."""
-    target: str
-    project: Optional[str] = None
-    count: int = 1
-
-
-class AuditLog(Record):
-    """Answer of ``GET /v1/audit``: a page, newest first. ``next_offset`` is the ``offset`` of the next page."""
-
-    lines: List[AuditLine]
-    next_offset: Optional[str] = None
-
-
 # --- workers --------------------------------------------------------------------------------------------
 
 
@@ -614,7 +566,9 @@ class ExchangeRequest(Record):
 
 class Assignment(Record):
     """What a worker is for. ``kind`` is ``invocation`` or ``describe``; the rest of the fields that an
-    invocation has are empty for a describe."""
+    invocation has are empty for a describe.
+
+    With a ``function`` and no ``execution_id`` the worker was started ahead: it imports ``main.py`` and asks for its first task."""
 
     token: str
     kind: str
@@ -633,6 +587,25 @@ class Assignment(Record):
     log_limit_bytes: int = 64 * 1024 * 1024
     first_value_number: int = 1
     """Number of the next yielded value: they run on over attempts."""
+    max_invocations: int = 1
+    """How many invocations the worker may serve, one after another, before it exits; 0 is no limit."""
+
+
+class Task(Record):
+    """An invocation that is handed to a worker which is there: its execution has started with this answer, without a claim.
+
+    It is of the function and version of the worker's `Assignment`, whose limits hold for it too.
+    """
+
+    number: int
+    """It is the worker's so-manyth, from 1."""
+    execution_id: str
+    invocation_id: str
+    attempt: int = 1
+    input: str = ""
+    first_value_number: int = 1
+    variables: Optional[Dict[str, str]] = None
+    """Put into the environment for this invocation alone: those of a trace."""
 
 
 class Claim(Record):
@@ -648,8 +621,9 @@ class Claim(Record):
 class ExecutionEnd(Record):
     """How an execution ended, as its worker saw it.
 
-    ``outcome`` is ``succeeded``, ``failed``, ``cancelled``, ``timed_out`` or ``lost`` (a child that died without a
-    result, a SIGTERM from outside). ``result`` only with a returned value.
+    ``outcome`` is ``succeeded``, ``failed``, ``cancelled``, ``timed_out``, ``lost`` (a child that died without a
+    result, a SIGTERM from outside) or ``unstarted`` (a `Task` that no code has seen: it is given back, and costs no
+    attempt). ``result`` only with a returned value.
     """
 
     outcome: str
@@ -672,6 +646,31 @@ class Report(Record):
     execution_id: str
     values: Optional[List[Value]] = None
     end: Optional[ExecutionEnd] = None
+
+
+class NextRequest(Record):
+    """Body of ``POST /v1/worker/next``, held open up to ``wait_s``: ends what the worker has done and asks for more.
+
+    Asking again with the same ``number`` gets the same tasks, and ends may be sent twice: a lost answer can be asked for.
+    A worker that was made for an execution asks first for number 2, one that was started ahead for number 1.
+    """
+
+    number: int
+    """Of the first task that it asks for: one more than it was handed so far."""
+    most: int = 1
+    """How many it would take at once; it runs them one after another."""
+    reports: Optional[List[Report]] = None
+    """The last ones of executions, each with its end; nothing of them is left in the worker."""
+    import_ms: float = 0.0
+    wait_s: float = 25.0
+
+
+class Next(Record):
+    """Answer of ``POST /v1/worker/next``: tasks, or none after ``wait_s``, or the order to leave."""
+
+    tasks: Optional[List[Task]] = None
+    leave: bool = False
+    """There will be no more: the worker exits."""
 
 
 class Watch(Record):

@@ -1,0 +1,62 @@
+"""API keys and the audit log where they cross the network; part of ``wire``, which says what holds for all of it."""
+
+from __future__ import annotations
+
+from .records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import List, Optional
+
+
+class KeyRequest(Record):
+    """Body of ``POST /v1/keys``."""
+
+    name: str
+    role: str
+    project: Optional[str] = None
+    """The only project that the key is for; None is all of them."""
+
+
+class KeyInfo(Record):
+    """An API key; ``key`` is there only in the answer that makes it."""
+
+    name: str
+    role: str
+    created_at: str
+    revoked_at: Optional[str] = None
+    key: Optional[str] = None
+    project: Optional[str] = None
+    """The only project that the key is for; None is all of them."""
+
+
+class AuditLine(Record):
+    """Something that somebody did. ``count`` over 1: to so many, of which ``target`` is the first."""
+
+    at: str
+    key_name: str
+    role: str
+    action: str
+    """``deploy``, ``rollback``, ``remove``, ``invoke``, ``retry``, ``cancel``, ``make key``, ``revoke key``, ``rotate key`` or ``stop server``."""
+    target: str
+    project: Optional[str] = None
+    count: int = 1
+
+
+class AuditLog(Record):
+    """Answer of ``GET /v1/audit``: a page, newest first. ``next_offset`` is the ``offset`` of the next page."""
+
+    lines: List[AuditLine]
+    next_offset: Optional[str] = None
+
+
+class RotatedKey(Record):
+    """Answer of ``POST /v1/server/rotate-key``: the id of the key that encrypts `.env` values now."""
+
+    key_id: str
+    versions: int
+    """Versions that were encrypted anew."""
+    retired: List[str]
+    """Ids of the keys that encrypt nothing any more."""
+    left: str = ""
+    """What is left to do by hand, in a sentence."""
