@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from functools import partial
+from collections.abc import Awaitable, Callable
 
 from multinode import wire
 from multinode_control_plane import bundle_copies
 from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.installation import collect
 from multinode_control_plane.api.routes import WORKER_ENDPOINTS, make_app
+from multinode_control_plane.forgetting import forget_old
 from multinode_control_plane.listening import Serving, worker_door
 from multinode_control_plane.local_state import FILE, Local
-from multinode_control_plane.runners.storage import size
-from multinode_control_plane.service import audit, costs
+from multinode_control_plane.runners.storage import size, span
 
 log = logging.getLogger("multinode")
 
@@ -29,8 +29,8 @@ class Leading:
     def __init__(self, plane: ControlPlane, url: str, port: int) -> None:
         self._plane, self._url, self._port = plane, url, port
         self._door: Serving | None = None
-        self._collecting: asyncio.Task[None] | None = None
-        self._fetching: asyncio.Task[None] | None = None
+        self._has_begun = False
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def begin(self) -> None:
         """Opens the scheduler, which adopts what lives. Raises InputError where workers could not reach this process."""
@@ -46,19 +46,19 @@ class Leading:
         plane.metrics.leader.set(1)
         if door is not None:
             self._door = Serving(make_app(plane, door.hosts, WORKER_ENDPOINTS), door.listener)
-        loop = asyncio.get_running_loop()
-        self._collecting = loop.create_task(_collect_regularly(plane))
+        work = [_regularly(_collect, plane), _regularly(_forget, plane)]
         if plane.store.database.is_shared:
-            self._fetching = loop.create_task(_fetch_bundles(plane))
+            work.append(_fetch_bundles(plane))
+        self._tasks = [asyncio.get_running_loop().create_task(each) for each in work]
+        self._has_begun = True
 
     async def end(self) -> None:
         """Closes all of it; workers go on. Does nothing where it has not begun."""
-        if self._collecting is None:
+        if not self._has_begun:
             return
-        self._collecting.cancel()
-        if self._fetching is not None:
-            self._fetching.cancel()
-        self._collecting = None
+        self._has_begun = False
+        for task in self._tasks:
+            task.cancel()
         self._plane.leads = False
         self._plane.metrics.leader.set(0)
         self._plane.store.changes.fire_each()  # workers that wait here go to who leads next
@@ -75,30 +75,28 @@ async def _fetch_bundles(plane: ControlPlane) -> None:
         log.exception("bundles could not be fetched from the database")
 
 
-async def _collect_regularly(plane: ControlPlane) -> None:
-    """Removes what no version has used for long, what is over the disk limit, and what is old of the audit log and of costs."""
+async def _regularly(work: Callable[[ControlPlane], Awaitable[None]], plane: ControlPlane) -> None:
     while True:
         await asyncio.sleep(COLLECT_S)
         try:
-            await forget_old(plane, time.time())
-            unused_s = plane.context.settings.keep_unused_s
-            done = await collect(plane, unused_s=unused_s, dry_run=False)
-            if done:
-                log.info("removed what nothing needs: %s", "; ".join(map(_in_words, done)))
+            await work(plane)
         except Exception:  # the outermost edge: the next time it is tried again
-            log.exception("what nothing needs could not be removed")
+            log.exception("what is needed no longer could not be removed")
 
 
-async def forget_old(plane: ControlPlane, now: float) -> None:
-    """Removes what the audit log and the costs are to keep no longer, in small steps, between which others write."""
-    settings = plane.context.settings
-    for kept_s, forget in (
-        (settings.keep_audit_s, audit.forget),
-        (settings.keep_costs_s, costs.forget),
-    ):
-        job = partial(forget, before=now - kept_s)
-        while kept_s and await plane.store.write(job):
-            pass
+async def _collect(plane: ControlPlane) -> None:
+    """Removes what no version has used for long, and what is over the disk limit."""
+    done = await collect(plane, unused_s=plane.context.settings.keep_unused_s, dry_run=False)
+    if done:
+        log.info("removed what nothing needs: %s", "; ".join(map(_in_words, done)))
+
+
+async def _forget(plane: ControlPlane) -> None:
+    """Removes what has been kept for long enough."""
+    removed = await forget_old(plane, time.time())
+    if removed:
+        kept = span(plane.context.settings.keep_invocations_s)
+        log.info("removed %d invocations that ended over %s ago", removed, kept)
 
 
 def _in_words(item: wire.Collected) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from multinode.errors import InputError
+from multinode.limits import IDEMPOTENCY_WINDOW_S
 from multinode_control_plane import ecs_settings, prices
 from multinode_control_plane.ecs_settings import EcsSettings
 from multinode_control_plane.tls import Certificate
@@ -90,7 +91,9 @@ class Settings:
     keep_unused_s: float = 7 * 24 * 3600.0
     keep_audit_s: float = 400 * 24 * 3600.0
     keep_costs_s: float = 400 * 24 * 3600.0
-    """Of lines of the audit log; 0: for ever."""
+    """Of lines of the audit log, and of costs; 0: for ever."""
+    keep_invocations_s: float = 30 * 24 * 3600.0
+    """Of invocations, from their end; 0: for ever."""
     stop_delay_s: float = 0.0
     max_values: int = 100_000
     max_values_bytes: int = 256 * 1024 * 1024
@@ -133,6 +136,7 @@ _SPANS = {
     "stop_delay": "seconds that a server which was told to end serves on, while /readyz says that it is not ready",
     "keep_audit": "seconds that lines of the audit log are kept; 0 keeps all",
     "keep_costs": "seconds that costs of what has ended are kept; 0 keeps all",
+    "keep_invocations": "seconds that invocations are kept after their end, with values and output; 0 keeps all",
     "keep_unused": "seconds that environments, images and bundles which no version uses are kept",
 }
 _SIZES = {
@@ -280,6 +284,7 @@ def resolve(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings
     )
     check_certificate(settings)
     check_open_requests(settings)
+    check_retention(settings)
     prices.read(settings.prices)  # says what is wrong with it, if anything is
     _check_registry(settings)
     _check_ecs(settings)
@@ -365,6 +370,18 @@ def check_open_requests(settings: Settings) -> None:
             "a worker alone has several open at a time."
         )
         raise InputError(message, f"Give {MIN_OPEN_REQUESTS} or more.")
+
+
+def check_retention(settings: Settings) -> None:
+    """Raises InputError where what has ended would go while its idempotency key, or its worker's last report, still counts."""
+    if 0 < settings.keep_invocations_s < IDEMPOTENCY_WINDOW_S:
+        message = (
+            f"--keep-invocations {settings.keep_invocations_s:g} is too short: "
+            "an idempotency key counts for 24 hours."
+        )
+        raise InputError(
+            message, f"Give {IDEMPOTENCY_WINDOW_S:.0f} seconds or more, or 0 to keep all."
+        )
 
 
 def check_isolation(settings: Settings) -> None:

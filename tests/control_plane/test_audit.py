@@ -14,7 +14,7 @@ from multinode import wire
 from multinode.client import Client
 from multinode.errors import InvocationNotFound, NotAllowed
 from multinode_control_plane import model
-from multinode_control_plane.leading import forget_old
+from multinode_control_plane.forgetting import forget_old
 from multinode_control_plane.service import audit
 from multinode_control_plane.service.access import Caller
 from multinode_control_plane.service.audit import Act

@@ -87,6 +87,7 @@ def resolved(tmp_path: Path, *argv: str) -> Any:
         (["--trusted-proxies=10.0.0.0/8,proxy"], "'proxy' is not an address or a network"),
         (["--trusted-proxies=10.0.0.1/8"], "'10.0.0.1/8' is not an address or a network"),
         (["--tls-cert=server.pem"], "belong together"),
+        (["--keep-invocations=3600"], "--keep-invocations 3600 is too short"),
         (["--max-open-requests=9"], "--max-open-requests 9 is too few"),
         (["--tls-cert=no.pem", "--tls-key=server.pem"], "no.pem cannot be read: No such file"),
         (["--tls-cert=server.pem", "--tls-key=no.pem"], "no.pem cannot be read: No such file"),

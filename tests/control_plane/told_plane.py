@@ -51,6 +51,7 @@ class ToldRunner:
 
     name = "process"
     tariff = ""
+    output_expires = False
     enforces = ()
     unenforced_reason = ""
 

@@ -67,6 +67,9 @@ OPTIONS = (
     Option("worker_url", "URL", "How workers reach it"),
     Option("capacity", "ROOM", "Room for workers, cpu=4,memory=8GiB"),
     Option("disk_limit", "SIZE", "How much is kept that nothing needs, 20GiB"),
+    Option(
+        "keep_invocations", "SECONDS", "How long after its end an invocation is kept, 0: for ever"
+    ),
     Option("registry", "HOST/NAME", "Where images go"),
     Option("registry_username", "NAME", "Its user; the password is MULTINODE_REGISTRY_KEY"),
     Option("allow_process", "", "Run functions as this user although others can reach it"),

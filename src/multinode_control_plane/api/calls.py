@@ -23,6 +23,7 @@ from multinode.errors import (
     InvalidRequest,
     MultinodeError,
     NotAllowed,
+    NotFound,
     NotLoggedIn,
     NotReady,
     ProjectNotFound,
@@ -33,6 +34,7 @@ from multinode_control_plane.api.parameters import Query, read_all
 from multinode_control_plane.api.readiness import Readiness
 from multinode_control_plane.runners import Runner
 from multinode_control_plane.runners.bundles import Bundles
+from multinode_control_plane.runners.storage import span
 from multinode_control_plane.scheduler import Scheduler
 from multinode_control_plane.service import access, audit, executions
 from multinode_control_plane.service.access import Caller, KeyRing
@@ -239,7 +241,7 @@ async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -
         return refuse(ProjectNotFound(error.message) if is_limited else error)
     except MultinodeError as error:
         plane.metrics.refused_with(error.code)
-        refused = refuse(error)
+        refused = refuse(_with_retention(plane, error))
         if isinstance(error, AccessError) and error.retry_after_s is not None:
             refused.headers["retry-after"] = str(math.ceil(error.retry_after_s))
         return refused
@@ -252,6 +254,16 @@ async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -
         where = f" at the request id {about.request_id}" if about else ""
         return refuse(InternalError(message, f"Its log has the traceback{where}."))
     return answer if isinstance(answer, Response) else json_response(answer)
+
+
+def _with_retention(plane: ControlPlane, error: MultinodeError) -> MultinodeError:
+    """The error for an id that was right once, and whose invocation may have been removed, says so."""
+    kept_s = plane.context.settings.keep_invocations_s
+    is_of_an_id = isinstance(error, NotFound) and _NO_SUCH_ID.match(error.message) is not None
+    if not (is_of_an_id and kept_s) or error.hint.startswith("Did you mean"):
+        return error
+    told = f"It may have been removed: what ended over {span(kept_s)} ago is."
+    return type(error)(error.message, f"{error.hint} {told}".strip())
 
 
 async def _forwarded(
@@ -297,6 +309,7 @@ def _note_ids(caller: Caller, request: Request) -> None:
 
 
 _INVOCATION_ID = re.compile(r"inv-[0-9a-f]{32}")
+_NO_SUCH_ID = re.compile(r"There is no (invocation 'inv|execution 'exe)-[0-9a-f]{32}'")
 
 
 def json_response(answer: Any) -> Response:

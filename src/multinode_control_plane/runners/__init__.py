@@ -85,6 +85,8 @@ class Runner(Protocol):
     """Why not both, in words; empty where both are."""
     tariff: str
     """By which of the prices' tariffs its workers are paid (`prices.TARIFFS`); empty: they cost nothing."""
+    output_expires: bool
+    """Whether output is removed where it lies, some time after it was written, by a rule that is not ours."""
     bundles: Bundles
     """The code of versions, as clients put it."""
 

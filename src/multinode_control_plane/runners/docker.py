@@ -137,6 +137,7 @@ class DockerRunner:
 
     name = "docker"
     tariff = ""
+    output_expires = False
 
     def __init__(
         self,

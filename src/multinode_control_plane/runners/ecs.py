@@ -99,6 +99,7 @@ class EcsRunner:
     name = "ecs"
     enforces: tuple[str, ...] = ("cpu", "memory")
     unenforced_reason = ""
+    output_expires = True  # by the log group's retention
 
     def __init__(
         self,

@@ -85,6 +85,7 @@ class ProcessRunner:
 
     name = "process"
     tariff = ""
+    output_expires = False
 
     def __init__(
         self,
