@@ -345,7 +345,9 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), outcome=st.sampled_from(ENDS), attempts=st.integers(1, 4))
     def lives_a_life(self, data: st.DataObject, outcome: str, attempts: int) -> None:
         """Attempts one after another: chance alone seldom comes to a second one."""
-        worker = self._some(data, "made")
+        self._live(self._some(data, "made"), outcome, attempts)
+
+    def _live(self, worker: Worker, outcome: str, attempts: int) -> None:
         for _ in range(attempts):
             self._exchange(worker)
             self._claim(worker)
@@ -563,20 +565,90 @@ def _lets_in_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "_room_left", lambda tx, context: decide.Room(9.0, 99_999))
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "plant",
-    [
-        _retries_for_ever,
-        _leaks_a_slot,
-        _forgets_that_it_was_claimed,
-        _stores_values_twice,
-        _spares_children,
-        _lets_in_too_many,
-    ],
-    ids=lambda plant: plant.__name__.strip("_").replace("_", " "),
-)
-def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, plant: Any) -> None:
+def _made(machine: Machine, function: str) -> Worker:
+    """The worker of an only invocation."""
+    machine._start(function, ["[[],{}]"])
+    machine._look_for_workers()
+    (worker,) = machine.workers.values()
+    return worker
+
+
+def _started(machine: Machine) -> Worker:
+    """The worker of an only invocation, which has claimed it."""
+    worker = _made(machine, "once")
+    machine._exchange(worker)
+    machine._claim(worker)
+    return worker
+
+
+def _fails_each_time(machine: Machine) -> None:
+    machine._live(_made(machine, "again"), "failed", 3)
+
+
+def _goes(machine: Machine) -> None:
+    machine._gone(_started(machine))
+
+
+def _is_asked_for_with_a_used_code(machine: Machine) -> None:
+    machine._exchange(_started(machine), "another")
+
+
+def _reports_a_value_twice(machine: Machine) -> None:
+    worker = _started(machine)
+    worker.invocation.values.append("1")
+    machine._report(worker, values=[wire.Value(1, "1")])
+    machine._do(executions.report, machine.bench.context, worker.who, worker.last)
+
+
+def _has_a_child_when_it_is_cancelled(machine: Machine) -> None:
+    parent = _started(machine).invocation
+    machine.cancel(parent)
+    machine._start("again", ["[[],{}]"], parent=parent)
+
+
+def _comes_often(machine: Machine) -> None:
+    for function in FUNCTIONS:
+        machine._start(function, ["[[],{}]"] * 3)
+
+
+PLANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], Callable[[Machine], None]]] = [
+    (_retries_for_ever, _fails_each_time),
+    (_leaks_a_slot, _goes),
+    (_forgets_that_it_was_claimed, _is_asked_for_with_a_used_code),
+    (_stores_values_twice, _reports_a_value_twice),
+    (_spares_children, _has_a_child_when_it_is_cancelled),
+    (_lets_in_too_many, _comes_often),
+]
+"""Each with a way on which it is seen."""
+NAMES = [plant.__name__.strip("_").replace("_", " ") for plant, _ in PLANTS]
+
+
+def walk(way: Callable[[Machine], None]) -> None:
+    """Goes one way, and looks at the end whether all that must hold does."""
+    machine = type("OneWay", (Machine,), {"new_bench": staticmethod(make_bench)})()
+    try:
+        way(machine)
+        machine.workers_are_known()
+        machine.statuses_are_those_of_the_model()
+        machine.values_are_kept_in_order()
+        machine.slots_and_room_are_those_of_living_workers()
+    finally:
+        machine.bench.close()
+        machine.folder.cleanup()
+
+
+@pytest.mark.parametrize(("plant", "way"), PLANTS, ids=NAMES)
+def test_a_planted_bug_is_seen(monkeypatch: Any, plant: Any, way: Any) -> None:
+    walk(way)
+    plant(monkeypatch)
+    with pytest.raises(Exception):  # noqa: B017, PT011 - an assertion of ours, or the store's own
+        walk(way)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("plant", [plant for plant, _ in PLANTS], ids=NAMES)
+def test_a_planted_bug_is_found_by_chance(monkeypatch: pytest.MonkeyPatch, plant: Any) -> None:
     plant(monkeypatch)
     with pytest.raises(Exception):  # noqa: B017, PT011 - an assertion of ours, or the store's own
         run(150, is_planted=True)
