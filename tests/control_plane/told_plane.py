@@ -13,12 +13,12 @@ from typing import Any
 
 import sqlalchemy as sa
 import uvicorn
-from tests.control_plane.bench import make_settings
+from tests.control_plane.bench import make_settings, prepare
 
 from multinode import wire
 from multinode.client import Client
 from multinode.errors import Conflict
-from multinode_control_plane import migrations, model
+from multinode_control_plane import model
 from multinode_control_plane.api.calls import ControlPlane
 from multinode_control_plane.api.routes import make_app
 from multinode_control_plane.listening import HttpServer, known_hosts
@@ -156,7 +156,7 @@ class Plane:
         self.scheduler = Scheduler(self.store, self.runner, self.context)
 
     async def open(self) -> None:
-        migrations.prepare(self.store.database)
+        prepare(self.store.database)
         self.store.open(asyncio.get_running_loop())
         await self.store.write(lambda tx: sealing.open_sealer(tx, self.source))
         await self.scheduler.open("http://127.0.0.1:1")
