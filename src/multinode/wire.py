@@ -517,7 +517,9 @@ class ServerInfo(Record):
     unenforced_reason: str = ""
     """Why ``enforces`` is not all."""
     project: Optional[str] = None
-    """The only project that the caller's key is for; ``workers`` and ``in_flight`` are those of it."""
+    """The only project that the caller's key is for; ``workers``, ``in_flight`` and ``running`` are those of it."""
+    running: Optional[int] = None
+    """Those in flight that have a worker, on its way or at work; the others are pending. None: an older control plane."""
 
 
 class Finding(Record):

@@ -327,7 +327,7 @@ async def _until_stopped(plane: ControlPlane, stop: Stop, *, foreground: bool) -
         plane.scheduler.draining = True
         try:
             if mode == "now" and done != "now":
-                await plane.store.write(_cancel_everything)
+                await plane.store.write(invocations.cancel_running)
             done = mode
             if await _has_run_out(plane, stop, foreground=foreground):
                 return
@@ -356,15 +356,6 @@ async def _let_clients_go(stop: Stop, delay_s: float) -> None:
     stop.event.clear()
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(stop.event.wait(), delay_s)
-
-
-def _cancel_everything(tx: Any) -> None:
-    found = tx.connection.execute(
-        sa.select(model.invocations.c.invocation_id).where(
-            model.invocations.c.finished_at.is_(None)
-        )
-    ).scalars()
-    invocations.cancel(tx, list(found))
 
 
 def _count_workers(connection: sa.Connection) -> int:

@@ -249,6 +249,21 @@ class TestCancelling:
         statuses = [bench.status(item) for item in (parent, child, grandchild)]
         assert statuses == [CANCELLING, CANCELLING, CANCELLED]
 
+    def test_what_has_a_worker_can_be_cancelled_alone(self, bench: Bench) -> None:
+        bench.deploy(f={"max_concurrency": 2}, g={})
+        running, starting, waiting = [bench.start() for _ in range(3)]
+        who = bench.claim(running)
+        child = bench.start("g", parent_id=running, delay_s=60.0)
+        delayed = bench.start(delay_s=86_400.0)
+        assert bench.look(invocations.count_running) == 2
+        bench.do(invocations.cancel_running)
+        ids = (running, starting, child, waiting, delayed)
+        assert [bench.status(item) for item in ids] == [
+            CANCELLING, CANCELLED, CANCELLED, PENDING, PENDING,
+        ]  # fmt: skip
+        bench.end(running, who, "cancelled")
+        assert bench.look(invocations.count_running) == 0
+
     def test_other_ends_of_a_parent_leave_its_children(self, bench: Bench) -> None:
         bench.deploy()
         parent = bench.start()

@@ -62,7 +62,7 @@ def status_of(installation: Installation, invocation_id: str) -> str:
 def test_stop_says_what_runs_and_waits_for_it(running):
     held, go = hold(running, "drained")
     with ThreadPoolExecutor(1) as pool, running.popen("server", "stop") as stopping:
-        assert "1 invocation in flight" in read_until(stopping, "Waiting for")
+        assert "1 running invocation" in read_until(stopping, "Waiting for")
         waiting = pool.submit(running.function("impatient").await_result, held)
         late = running.function("returns").start("late")
         assert status_of(running, late) == "PENDING", "it is for the next control plane"
@@ -76,15 +76,18 @@ def test_stop_says_what_runs_and_waits_for_it(running):
     assert running.function("returns").await_result(late) == "late"
 
 
-def test_stop_now_cancels_what_runs_and_what_waits(running):
+def test_stop_now_cancels_what_runs_and_leaves_what_is_pending_for_the_next_start(running):
     sleeping = running.function("sleeps").start("cancelled-now")
-    delayed = running.function("returns").with_options(delay=60).start("never")
+    delayed = running.function("returns").with_options(delay=60).start("later")
     running.wait_for("cancelled-now", "start")
-    assert "Cancelling 2 invocations" in running.run("server", "stop", "--now").stderr
+    told = running.run("server", "stop", "--now").stderr
+    assert "Cancelling 1 running invocation" in told
+    assert "1 pending invocation stays for the next start." in told
     nothing_is_left(running)
     assert [e.what for e in running.effects()["cancelled-now"]] == ["start", "cancelled"]
     running.run("server", "start")
-    assert status_of(running, sleeping) == status_of(running, delayed) == "CANCELLED"
+    assert (status_of(running, sleeping), status_of(running, delayed)) == ("CANCELLED", "PENDING")
+    running.function("returns").cancel(delayed)
 
 
 def test_restart_leaves_workers_running_and_adopts_them(running):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 from uuid import uuid4
@@ -112,14 +113,8 @@ def _stop(session: Session, server: RunningServer, *, mode: str) -> None:
     console = session.console
     client = _client(server)
     info = client.call(ServerInfo, "GET", "/v1/server")
-    if mode == "drain" and info.in_flight:
-        console.note(
-            f"Waiting for {counted(info.in_flight, 'invocation')} in flight (--now cancels them):"
-        )
-    elif mode == "now" and info.in_flight:
-        console.note(
-            f"Cancelling {counted(info.in_flight, 'invocation')}; each has two minutes at most to clean up."
-        )
+    for line in _what_becomes_of(info, mode):
+        console.note(line)
     client.call(Empty, "POST", "/v1/server/stop", StopRequest(mode))
     try:
         with console.changing_line("waiting for the control plane to end"):
@@ -127,6 +122,20 @@ def _stop(session: Session, server: RunningServer, *, mode: str) -> None:
     except KeyboardInterrupt as error:
         message = "Interrupted. The control plane goes on stopping; `multinode server status` shows whether it has."
         raise Interrupted(message) from error
+
+
+def _what_becomes_of(info: ServerInfo, mode: str) -> Iterator[str]:
+    """What a stop does to that which is in flight; a restart does nothing to it."""
+    running = info.in_flight if info.running is None else info.running
+    pending = info.in_flight - running
+    if mode == "restart":
+        return
+    if running and mode == "now":
+        yield f"Cancelling {counted(running, 'running invocation')}; each has two minutes at most to clean up."
+    elif running:
+        yield f"Waiting for {counted(running, 'running invocation')} (--now cancels them)."
+    if pending > 0:
+        yield f"{counted(pending, 'pending invocation')} {'stays' if pending == 1 else 'stay'} for the next start."
 
 
 @_server.add("gc")

@@ -16,7 +16,7 @@ from multinode.errors import InvalidRequest
 from multinode_control_plane import __version__, model
 from multinode_control_plane.api.calls import Call, ControlPlane
 from multinode_control_plane.runners.storage import DEPLOY_S, OUTPUT, Limits, Stored, superfluous
-from multinode_control_plane.service import access, audit, deployments, usage
+from multinode_control_plane.service import access, audit, deployments, invocations, usage
 from multinode_control_plane.service.audit import Act
 from multinode_control_plane.telemetry import scrape
 
@@ -56,14 +56,18 @@ async def server(call: Call) -> wire.ServerInfo:
     """The control plane: its version, runner and room, and who is asking."""
     plane, within = call.plane, call.caller.within
 
-    def count(connection: sa.Connection) -> tuple[int, int]:
+    def count(connection: sa.Connection) -> tuple[int, int, int]:
         living = sa.select(sa.func.count()).where(model.workers.c.gone_at.is_(None))
         if within is not None:
             living = living.where(model.workers.c.project == within)
         found = deployments.list_projects(connection, within=within)
-        return connection.execute(living).scalar_one(), sum(item.in_flight for item in found)
+        return (
+            connection.execute(living).scalar_one(),
+            sum(item.in_flight for item in found),
+            invocations.count_running(connection, within=within),
+        )
 
-    workers, in_flight = await plane.store.read(count)
+    workers, in_flight, running = await plane.store.read(count)
     capacity = plane.context.settings.capacity
     return wire.ServerInfo(
         version=__version__,
@@ -81,6 +85,7 @@ async def server(call: Call) -> wire.ServerInfo:
         unenforced_reason=plane.runner.unenforced_reason,
         clock=model.to_time(time.time()),
         project=within,
+        running=running,
     )
 
 

@@ -394,6 +394,28 @@ def cancel_all(tx: Transaction, project: str, function: str | None) -> wire.Canc
     return cancel(tx, list(tx.connection.execute(query).scalars()))
 
 
+def cancel_running(tx: Transaction) -> wire.CancelAnswer:
+    """Asks for cancellation of all that have a worker, on its way or at work, and of their children. What waits for one goes on waiting."""
+    found = tx.connection.execute(_WITH_WORKERS).scalars()
+    return cancel(tx, list(found))
+
+
+def count_running(connection: sa.Connection, *, within: str | None = None) -> int:
+    """How many invocations have a worker, on its way or at work; only those of the project ``within``, if it is given."""
+    query = _WITH_WORKERS
+    if within is not None:
+        query = query.where(workers.c.project == within)
+    counted = sa.select(sa.func.count()).select_from(query.subquery())
+    return connection.execute(counted).scalar_one()
+
+
+_WITH_WORKERS = (
+    sa.select(executions.c.invocation_id)
+    .join(workers, workers.c.execution_id == executions.c.execution_id)
+    .where(workers.c.gone_at.is_(None), executions.c.state != model.ENDED)
+)
+
+
 def _check_function(connection: sa.Connection, project: str, function: str) -> None:
     """Raises FunctionNotFound where no version of the project has the function."""
     names = connection.execute(
