@@ -61,7 +61,8 @@ class OwnEngine:
         self.client = docker.DockerClient(base_url=self.url, version="1.40", timeout=WAIT_S)
         number = random.randrange(192, 255)
         self._bridge = f"mn-{secrets.token_hex(4)}"
-        self._bridge_address = f"10.{number}.255.1/24"
+        self.gateway = f"10.{number}.255.1"
+        """This machine's address in its containers."""
         self._daemon: subprocess.Popen[bytes] | None = None
         self._containerd: subprocess.Popen[bytes] | None = None
 
@@ -90,7 +91,7 @@ class OwnEngine:
             return
         for command in (
             ["link", "add", self._bridge, "type", "bridge"],
-            ["address", "add", self._bridge_address, "dev", self._bridge],
+            ["address", "add", f"{self.gateway}/24", "dev", self._bridge],
             ["link", "set", self._bridge, "up"],
         ):
             subprocess.run(["ip", *command], check=True)

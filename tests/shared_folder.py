@@ -23,10 +23,11 @@ _CONNECTION = re.compile(rb"(?i)\r\nconnection: *[^\r]*")
 class SharingEngine:
     """Listens at ``url``; containers that are made through it have ``folder`` under its own path."""
 
-    def __init__(self, at: Path, folder: Path) -> None:
+    def __init__(self, at: Path, folder: Path, engine_url: str = "") -> None:
         self.url = f"unix://{at}"
         self._folder = folder
-        self._engine = docker.utils.kwargs_from_env().get("base_url", "unix:///var/run/docker.sock")
+        default = docker.utils.kwargs_from_env().get("base_url", "unix:///var/run/docker.sock")
+        self._engine = engine_url or default
         self._door = socket.socket(socket.AF_UNIX)
         self._door.bind(str(at))
         self._door.listen(100)

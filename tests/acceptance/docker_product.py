@@ -3,6 +3,7 @@
 import hashlib
 import io
 import tarfile
+from contextlib import closing
 
 from tests.acceptance.product import Product
 from tests.hand_made_image import build_image
@@ -32,42 +33,47 @@ class DockerProduct(Product):
             self.environ["DOCKER_HOST"] = engine_url
 
     def deploy(self, main, dotenv=None, project="shop"):
-        client = self.client()
-        spec = EnvironmentSpec(python="3.8")
-        request = BuildRequest(spec, sdk_digest=sdk_digest())
-        path = f"/v1/projects/{project}"
-        lines = client.stream("POST", f"{path}/environments", request)
-        event = [loads(BuildEvent, line) for line in lines if line.strip()][-1]
-        if event.environment is None:
-            order = event.image_order
-            report = build_image(order, spec, self.environ)
-            event = BuildEvent(
-                environment=client.call(
-                    EnvironmentInfo, "PUT", f"{path}/environments/{order.digest}", report
-                )
-            )
-        archive = bundle(main)
-        digest = hashlib.sha256(archive).hexdigest()
-        client.call(Empty, "PUT", f"/v1/bundles/{digest}", archive)
-        environment, dotenv = event.environment.digest, dotenv or {}
-        described = client.call(
-            DescribeAnswer,
-            "POST",
-            f"{path}/describe",
-            DescribeRequest(environment, digest, dotenv),
-            wait_s=60,
-        )
-        return client.call(
-            RegisterAnswer,
-            "POST",
-            f"{path}/versions",
-            RegisterRequest(environment, digest, dotenv, described.functions, create=True),
-        )
+        with closing(self.client()) as client:
+            return deploy_by_hand(client, self.environ, main, dotenv, project)
 
     @property
     def label(self):
         installation = (self.folder / "home" / "server" / "installation").read_text()
         return f"multinode.installation={installation}"
+
+
+def deploy_by_hand(client, environ, main, dotenv=None, project="shop"):
+    """Deploys what ``main`` is the text of, with an image made by hand in the engine of ``environ``."""
+    spec = EnvironmentSpec(python="3.8")
+    request = BuildRequest(spec, sdk_digest=sdk_digest())
+    path = f"/v1/projects/{project}"
+    lines = client.stream("POST", f"{path}/environments", request)
+    event = [loads(BuildEvent, line) for line in lines if line.strip()][-1]
+    if event.environment is None:
+        order = event.image_order
+        report = build_image(order, spec, environ)
+        event = BuildEvent(
+            environment=client.call(
+                EnvironmentInfo, "PUT", f"{path}/environments/{order.digest}", report
+            )
+        )
+    archive = bundle(main)
+    digest = hashlib.sha256(archive).hexdigest()
+    client.call(Empty, "PUT", f"/v1/bundles/{digest}", archive)
+    environment, dotenv = event.environment.digest, dotenv or {}
+    described = client.call(
+        DescribeAnswer,
+        "POST",
+        f"{path}/describe",
+        DescribeRequest(environment, digest, dotenv),
+        wait_s=60,
+    )
+    return client.call(
+        RegisterAnswer,
+        "POST",
+        f"{path}/versions",
+        RegisterRequest(environment, digest, dotenv, described.functions, create=True),
+    )
 
 
 class BuiltDockerProduct(Product):

@@ -11,10 +11,14 @@ def make_installation(
     folder: Path, data_dir: Path | None = None, database: str | None = None
 ) -> Iterator[Installation]:
     """One with the functions of ``project/`` deployed, whose server is dead when it is handed out."""
-    made = Installation(folder, data_dir, database)
+    yield from deployed(Installation(folder, data_dir, database))
+
+
+def deployed(made: Installation) -> Iterator[Installation]:
+    """The same of one that is made already."""
     try:
         made.start()
-        made.run("deploy")
+        made.deploy()
         made.kill()
         yield made
     finally:

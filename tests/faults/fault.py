@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import sqlalchemy as sa
 
@@ -86,15 +86,29 @@ def _note(owner: Any, name: str, hook: Callable[..., object]) -> None:
     setattr(owner, name, noted)
 
 
-def run_server(arguments: list[str], log: str, ready: Connection, fault: Fault | None) -> None:
-    """The life of a server's process."""
+class Hook(Protocol):
+    """What is put into a server's process before it comes up."""
+
+    def install(self) -> None:
+        """Puts it into this process."""
+
+
+def run_server(
+    arguments: list[str],
+    log: str,
+    ready: Connection,
+    hooks: Sequence[Hook],
+    variables: Mapping[str, str],
+) -> None:
+    """The life of a server's process, with these variables of its environment."""
     os.setsid()
+    os.environ.update(variables)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for standard in (1, 2):
         os.dup2(output, standard)
     os.close(output)
     # Where a database is shared: nobody else uses this one, and who starts after a kill would wait six seconds.
     leadership.BEAT_S, leadership.LOOK_S, leadership.PATIENCE_S = 0.1, 0.05, 0.6
-    if fault is not None:
-        fault.install()
+    for hook in hooks:
+        hook.install()
     sys.exit(server.main([*arguments, f"--ready-fd={os.dup(ready.fileno())}"]))

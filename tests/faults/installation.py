@@ -7,6 +7,7 @@ runs.
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.faults.fault import Fault, run_server
+from tests.faults.fault import Hook, run_server
 from tests.faults.history import Effect
 
 from multinode import wire
@@ -40,11 +41,25 @@ WAIT_S = 30.0
 class Installation:
     """Everything below ``folder``; the server listens on a port of its own, the same one each time."""
 
+    runner = "process"
+    cpu = 4.0
+    """The machine's room."""
+    size = (0.01, "16 MiB")
+    """CPU and memory of most functions."""
+    way_host = "127.0.0.1"
+    """Where something between its workers and its server has to listen."""
+
     def __init__(
         self, folder: Path, data_dir: Path | None = None, database: str | None = None
     ) -> None:
         self.folder = folder
         self.database = database
+        self.hooks: tuple[Hook, ...] = ()
+        """Put into each server's process that is started."""
+        self.more_options: tuple[str, ...] = ()
+        """Of the server's."""
+        self.front: int | None = None
+        """The port that clients are told, if another than the server's."""
         self.home = folder / "home"
         self.data_dir = data_dir or self.home / "server"
         self.effects_folder = folder / "effects"
@@ -54,14 +69,17 @@ class Installation:
             made.mkdir(parents=True)
         source = Path(__file__).parent / "project"
         shutil.copy(source / "main.py", folder / "tasks")
-        (folder / "tasks/.env").write_text(f"EFFECTS={self.effects_folder}\n")
+        cpu, memory = self.size
+        self.dotenv = {"EFFECTS": str(self.effects_folder), "CPU": str(cpu), "MEMORY": memory}
+        lines = (f"{name}={value}\n" for name, value in self.dotenv.items())
+        (folder / "tasks/.env").write_text("".join(lines))
         python = "{}.{}".format(*sys.version_info[:2])
         text = (source / "multinode.toml").read_text()
         (folder / "multinode.toml").write_text(f'{text}[environment]\npython = "{python}"\n')
 
     # --- the server ---
 
-    def start(self, fault: Fault | None = None) -> None:
+    def start(self, fault: Hook | None = None) -> None:
         """Starts the server and returns when it listens."""
         reader = self.begin_start(fault)
         with os.fdopen(reader, "rb") as ready:
@@ -72,7 +90,7 @@ class Installation:
         """On PostgreSQL who starts after a kill leads a while later: only then do workers begin."""
         self.server_info()
 
-    def begin_start(self, fault: Fault | None = None) -> int:
+    def begin_start(self, fault: Hook | None = None) -> int:
         """Starts the server, and returns the descriptor on which it says that it listens."""
         assert self._server is None, "it runs already"
         context = multiprocessing.get_context("forkserver")
@@ -80,7 +98,10 @@ class Installation:
         theirs, ours = context.Pipe(duplex=False)[::-1]
         arguments = [f"--home={self.home}", *self.options()]
         log = str(self._log_file())
-        made = context.Process(target=run_server, args=(arguments, log, theirs, fault))
+        hooks = self.hooks if fault is None else (*self.hooks, fault)
+        variables = {**self.variables(), "MULTINODE_RUNNER": self.runner}
+        arguments_of_it = (arguments, log, theirs, hooks, variables)
+        made = context.Process(target=run_server, args=arguments_of_it)
         made.start()
         theirs.close()
         reader = os.dup(ours.fileno())
@@ -91,14 +112,31 @@ class Installation:
     def options(self) -> list[str]:
         """The server's."""
         options = [
-            f"--port={self.port}", "--capacity=cpu=4,memory=4GiB", f"--data-dir={self.data_dir}"
+            f"--port={self.port}", f"--capacity=cpu={self.cpu:g},memory=4GiB",
+            f"--data-dir={self.data_dir}", *self.more_options,
         ]  # fmt: skip
         return [*options, f"--database={self.database}"] if self.database else options
+
+    def worker_url(self, port: int) -> str:
+        """How its workers reach a port of this machine."""
+        return f"http://127.0.0.1:{port}"
+
+    def variables(self) -> dict[str, str]:
+        """Of the server's process, besides those that all have."""
+        return {}
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.data_dir / 'multinode.sqlite'}"
 
     @property
     def pid(self) -> int:
         """Of the server."""
         return int(self.known()["pid"])
+
+    def send(self, number: int) -> None:
+        """Sends the server's process a signal: SIGSTOP and SIGCONT."""
+        os.kill(self._server.pid, number)
 
     def kill(self) -> None:
         """kill -9 of the server's process; returns when it is dead."""
@@ -110,6 +148,19 @@ class Installation:
         self._server.join(WAIT_S)
         assert self._server.exitcode == -signal.SIGKILL, (self._server.exitcode, self.log())
         self._server = None
+
+    def wait_deposed(self) -> None:
+        """Waits until the server's process has ended since another leads."""
+        self._server.join(WAIT_S)
+        assert self._server.exitcode is not None, self.log()
+        self._server = None
+
+    def beside(self) -> Installation:
+        """Another server of the same database and data folder, with a home and a port of its own; not started."""
+        other = copy.copy(self)
+        other.home, other.port, other._server = self.folder / "home-2", _quiet_port(), None
+        other.home.mkdir(exist_ok=True)
+        return other
 
     def restart(self) -> None:
         """As `start`, whether it runs or not; it leads then."""
@@ -179,7 +230,12 @@ class Installation:
         kept = {name: text for name, text in os.environ.items() if not name.startswith("MULTINODE")}
         if self.database:
             kept["MULTINODE_DATABASE"] = self.database
-        return {**kept, "MULTINODE_HOME": str(self.home), "MULTINODE_RUNNER": "process"}
+        own = {"MULTINODE_HOME": str(self.home), "MULTINODE_RUNNER": self.runner}
+        return {**kept, **self.variables(), **own}
+
+    def deploy(self) -> None:
+        """Deploys the functions of ``project/``."""
+        self.run("deploy")
 
     def known(self) -> dict[str, Any]:
         """``server.json``."""
@@ -188,7 +244,8 @@ class Installation:
     def connection(self) -> dict[str, str]:
         """The variables by which programs reach it; the same before and after a restart."""
         key = json.loads((self.data_dir / "local.json").read_text())["key"]
-        return {"MULTINODE_API_URL": f"http://127.0.0.1:{self.port}", "MULTINODE_API_KEY": key}
+        url = f"http://127.0.0.1:{self.front or self.port}"
+        return {"MULTINODE_API_URL": url, "MULTINODE_API_KEY": key}
 
     def client(self) -> Client:
         connection = self.connection()
@@ -249,6 +306,18 @@ class Installation:
         worker_id = self.detail(invocation_id).executions[-1].worker_id
         return self.data_dir / f"workers/{worker_id}.json"
 
+    def left(self) -> list[str]:
+        """What there is of workers outside of the store, in words: files and folders, and processes that their code has started."""
+        folders = (self.data_dir / "workers", self.data_dir / "work")
+        files = [str(path) for folder in folders if folder.exists() for path in folder.iterdir()]
+        mark = f"EFFECTS={self.effects_folder}".encode()
+        strays = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                if mark in path.read_bytes().split(b"\0"):
+                    strays.append(f"process {path.parent.name}")
+        return [*files, *strays]
+
     def processes(self, word: bytes = b"") -> list[int]:
         """Processes whose command line names the installation's folder, and ``word``: servers by command, starters, workers."""
         found = []
@@ -261,9 +330,9 @@ class Installation:
         return [pid for pid in found if is_living(pid)]
 
 
-def wait_until(look: Callable[[], Any], what: str) -> Any:
+def wait_until(look: Callable[[], Any], what: str, most_s: float = WAIT_S) -> Any:
     """What ``look`` finds, once it is true."""
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + most_s
     while not (found := look()):
         assert time.monotonic() < deadline, f"waited in vain: {what}"
         time.sleep(0.005)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from tests.faults.clients import Caller, history
 from tests.faults.conftest import make_installation, use
 from tests.faults.history import Call, problems
 from tests.faults.installation import Installation, wait_until
+from tests.faults.small_disk import fill_disk, free_disk, small_disk
 
 from multinode.errors import StorageFull
 
@@ -24,18 +22,8 @@ SIZE = "64m"
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory) -> Iterator[Path]:
     """A small file system of its own."""
-    folder = tmp_path_factory.mktemp("disk")
-    if sys.platform != "linux":
-        pytest.skip("needs tmpfs")
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", folder]
-    mounted = subprocess.run(command, capture_output=True, text=True)
-    if mounted.returncode != 0:
-        why = f"a file system cannot be mounted here: {mounted.stderr.strip()}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(why)
-        pytest.skip(why)
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with small_disk(tmp_path_factory.mktemp("disk"), SIZE) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +43,11 @@ def running(_on_small_disk, monkeypatch) -> Iterator[Installation]:
 
 def fill(installation: Installation) -> None:
     """Leaves not a byte of room."""
-    with (installation.data_dir.parent / "filler").open("wb", buffering=0) as filler:
-        for size in (1 << 20, 1 << 12, 1):
-            with suppress(OSError):
-                while True:
-                    filler.write(b"\0" * size)
+    fill_disk(installation.data_dir.parent)
 
 
 def free(installation: Installation) -> None:
-    (installation.data_dir.parent / "filler").unlink(missing_ok=True)
+    free_disk(installation.data_dir.parent)
 
 
 def is_sound(installation: Installation) -> bool:

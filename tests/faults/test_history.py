@@ -7,15 +7,17 @@ from tests.faults.history import (
     Call,
     Effect,
     History,
+    Queue,
     Seen,
     Started,
     Stored,
+    Terms,
     Yielded,
     problems,
 )
 
-CALL = Call("a", "SUCCEEDED", "a", is_alone=True)
-OTHER = Call("b", "SUCCEEDED", "b", is_alone=True)
+CALL = Call("a", "SUCCEEDED", "a")
+OTHER = Call("b", "SUCCEEDED", "b")
 VALUES = ((1, "x"), (2, "y"))
 
 
@@ -24,12 +26,12 @@ def right() -> History:
     return History(
         told={
             "client": (
-                Started(CALL, "inv-a"),
+                Started(CALL, "inv-a", "alone"),
                 Seen("inv-a", "PENDING"),
                 Seen("inv-a", "RUNNING"),
                 Yielded("inv-a", VALUES),
                 Seen("inv-a", "SUCCEEDED", "a", "12:00"),
-                Started(OTHER, "inv-b"),
+                Started(OTHER, "inv-b", "alone"),
             )
         },
         stored={
@@ -40,6 +42,9 @@ def right() -> History:
             "a": (Effect("a", "start", 1), Effect("a", "end", 2)),
             "b": (Effect("b", "start", 3), Effect("b", "end", 4)),
         },
+        terms={"alone": Terms(max_concurrency=1, cpu=1.5)},
+        cpu=2.0,
+        queues={"alone": Queue(workers=0, ready=0)},
     )
 
 
@@ -69,7 +74,27 @@ def lost(history):
     return replace(history, stored={"inv-b": history.stored["inv-b"]})
 
 
+def known(**changes):
+    def change(history):
+        return replace(history, **changes)
+
+    return change
+
+
+def both(*changes):
+    def change(history):
+        for each in changes:
+            history = each(history)
+        return history
+
+    return change
+
+
 START, END = Effect("a", "start", 1), Effect("a", "end", 2)
+LOST = both(
+    known(told={"client": [Started(CALL, "inv-a", "alone"), Started(OTHER, "inv-b", "alone")]}),
+    stored(status="FAILED", result=None, losses=("lost",), values=()),
+)
 
 
 def test_a_right_history_has_no_problems():
@@ -107,10 +132,33 @@ def test_a_right_history_has_no_problems():
         (effects(START), "its code has not come to its end"),
         (effects(START, END, END), "came to its end 2 times"),
         (effects(START, Effect("a", "end", 5)), "a and b ran at the same time"),
+        (
+            both(effects(START, Effect("a", "end", 5)), known(terms={"alone": Terms(cpu=1.5)})),
+            "b: 3 cpu were used at once, and there are 2",
+        ),
+        (effects(START, START, END), "a: started 2 times, with max_retries=0"),
+        (known(queues={"alone": Queue(1, 0)}), "alone: 1 slots are taken"),
+        (known(queues={"alone": Queue(-1, 0)}), "alone: -1 slots are taken"),
+        (known(queues={"alone": Queue(0, 2)}), "alone: 2 are counted as ready"),
+        (known(living_workers=["wrk-a"]), "wrk-a: the store has it as living"),
+        (known(left=["container x"]), "container x: is left"),
+        (LOST, "1 executions were lost, and the faults have ended 0 workers"),
+        (both(LOST, known(ended_workers=1), effects(START, START)), "with max_retries=0"),
+        (
+            both(LOST, known(ended_workers=1, terms={"alone": Terms(max_retries=1)})),
+            "should be SUCCEEDED, is FAILED",
+        ),
     ],
 )
 def test_what_is_wrong_is_found(change, said):
     assert any(said in problem for problem in problems(change(right())))
+
+
+@pytest.mark.parametrize("starts", [(), (START,), (START, END)])
+def test_a_failure_by_a_fault_is_no_problem(starts):
+    """Its worker may be killed after its claim and before its code, and after its code and before its report."""
+    history = both(LOST, known(ended_workers=1), effects(*starts))(right())
+    assert problems(history) == []
 
 
 def test_values_that_are_not_all_there_yet_are_no_problem():

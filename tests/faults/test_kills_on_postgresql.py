@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from tests.faults.conftest import make_installation, use
 from tests.faults.installation import Installation
-from tests.faults.test_kills import LONGEST_PAUSE_S, under_load
+from tests.faults.load import LONGEST_PAUSE_S, under_load
 from tests.postgres import PostgresServer
 
 KILLS = 12
@@ -34,6 +34,7 @@ def test_kills_of_the_control_plane_and_of_postgresql_lose_nothing(
 ):
     monkeypatch.setattr("multinode.client.LONGEST_PAUSE_S", LONGEST_PAUSE_S)
     killed = restarted = 0
+    on_postgresql.start()
     with under_load(on_postgresql, "postgresql") as loads:
         while loads.go_on(killed, KILLS):
             on_postgresql.kill()

@@ -16,6 +16,8 @@ from multinode import Multinode
 from multinode.errors import InvocationCancelledError, InvocationTimedOutError
 
 EFFECTS = Path(os.environ["EFFECTS"])
+SIZE = {"cpu": float(os.environ["CPU"]), "memory": os.environ["MEMORY"]}
+"""Of what runs at once: a container needs more than a process."""
 
 mn = Multinode()
 
@@ -43,14 +45,14 @@ if (EFFECTS / "held").exists():
     wait_for("held", until=False)
 
 
-@mn.function(cpu=0.01, memory="16 MiB")
+@mn.function(**SIZE)
 def returns(label):
     note(label, "start")
     note(label, "end")
     return label
 
 
-@mn.function(cpu=0.01, memory="16 MiB")
+@mn.function(**SIZE)
 def yields(label, count):
     note(label, "start")
     for number in range(1, count + 1):
@@ -60,7 +62,7 @@ def yields(label, count):
     note(label, "end")
 
 
-@mn.function(cpu=0.01, memory="16 MiB", max_retries=2)
+@mn.function(**SIZE, max_retries=2)
 def flaky(label, failures):
     """Fails in its first ``failures`` executions."""
     note(label, "start")
@@ -71,13 +73,13 @@ def flaky(label, failures):
     return label
 
 
-@mn.function(cpu=0.01, memory="16 MiB")
+@mn.function(**SIZE)
 def fails(label):
     note(label, "start")
     raise ValueError(label)
 
 
-@mn.function(cpu=0.01, memory="16 MiB")
+@mn.function(**SIZE)
 def naps(label, seconds):
     note(label, "start")
     time.sleep(seconds)
@@ -85,7 +87,7 @@ def naps(label, seconds):
     return label
 
 
-@mn.function(cpu=0.01, memory="16 MiB", max_concurrency=1)
+@mn.function(**SIZE, max_concurrency=1)
 def alone(label):
     note(label, "start")
     time.sleep(0.02)
@@ -93,7 +95,33 @@ def alone(label):
     return label
 
 
-@mn.function(cpu=0.01, memory="16 MiB")
+@mn.function(**SIZE, max_concurrency=3)
+def crowd(label, seconds):
+    note(label, "start")
+    time.sleep(seconds)
+    note(label, "end")
+    return label
+
+
+@mn.function(cpu=1.5, memory=SIZE["memory"])
+def wide(label, seconds):
+    """Two of them have room, where there are four cpus."""
+    note(label, "start")
+    time.sleep(seconds)
+    note(label, "end")
+    return label
+
+
+@mn.function(**SIZE, max_retries=2)
+def stubborn(label, seconds):
+    """Is tried again where its worker is lost."""
+    note(label, "start")
+    time.sleep(seconds)
+    note(label, "end")
+    return label
+
+
+@mn.function(**SIZE)
 def sleeps(label):
     """Until it is cancelled."""
     note(label, "start", str(os.getpid()))
@@ -104,7 +132,7 @@ def sleeps(label):
         raise
 
 
-@mn.function(cpu=0.01, memory="16 MiB", max_retries=1)
+@mn.function(**SIZE, max_retries=1)
 def sleeps_once(label):
     """In its first execution."""
     note(label, "start")
@@ -114,7 +142,7 @@ def sleeps_once(label):
     return label
 
 
-@mn.function(cpu=0.01, memory="16 MiB")
+@mn.function(**SIZE)
 def deaf(label, sign, is_to_fail):
     """Hears no interrupt; ends when the sign is there."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
@@ -126,7 +154,7 @@ def deaf(label, sign, is_to_fail):
     return label
 
 
-@mn.function(cpu=0.01, memory="16 MiB", timeout=timedelta(seconds=0.2))
+@mn.function(**SIZE, timeout=timedelta(seconds=0.2))
 def times_out(label, sign):
     """Cleans up until the sign is there."""
     note(label, "start")
@@ -138,7 +166,7 @@ def times_out(label, sign):
         raise
 
 
-@mn.function(cpu=0.01, memory="16 MiB", max_concurrency=1, queue_timeout=timedelta(seconds=3))
+@mn.function(**SIZE, max_concurrency=1, queue_timeout=timedelta(seconds=3))
 def impatient(label, sign):
     note(label, "start")
     wait_for(sign)
@@ -146,7 +174,7 @@ def impatient(label, sign):
     return label
 
 
-@mn.function(cpu=0.01, memory="16 MiB", max_retries=1, retry_delay=timedelta(seconds=2))
+@mn.function(**SIZE, max_retries=1, retry_delay=timedelta(seconds=2))
 def imported(label):
     """Has an attempt left where the import fails once."""
     note(label, "start")
@@ -154,14 +182,14 @@ def imported(label):
     return label
 
 
-@mn.function(cpu=0.01, memory="16 MiB", start_timeout=timedelta(seconds=0.5))
+@mn.function(**SIZE, start_timeout=timedelta(seconds=0.5))
 def hurries(label):
     note(label, "start")
     note(label, "end")
     return label
 
 
-@mn.function(cpu=0.01, memory="16 MiB", max_concurrency=1)
+@mn.function(**SIZE, max_concurrency=1)
 def leaves_processes(label):
     """Has a child in a session of its own, which has a child of its own, and sleeps."""
     code = "import subprocess, sys; subprocess.Popen(['sleep', '600']).wait()"
@@ -170,7 +198,7 @@ def leaves_processes(label):
     time.sleep(600)
 
 
-@mn.function(cpu=0.01, memory="16 MiB", max_concurrency=1)
+@mn.function(**SIZE, max_concurrency=1)
 def counts(label, sign):
     """Yields numbers until the sign is there, then the word that it ends with."""
     note(label, "start")
