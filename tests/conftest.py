@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.order import ordered
 from tests.snapshots.messages import Messages
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from tests.postgres import PostgresServer
 
+TESTS = Path(__file__).parent
 RUNNER = "process"
 """Of every server that names none: ``auto`` would take Docker where an engine answers."""
 os.environ["MULTINODE_RUNNER"] = RUNNER  # for fixtures that start one before any test
@@ -38,6 +40,15 @@ def pytest_configure(config):
     if config.getoption("--update-snapshots") and config.getoption("numprocesses", default=None):
         message = "--update-snapshots goes with -n 0"
         raise pytest.UsageError(message)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """See ``order``; one after another they run as they stand."""
+    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    if processes > 1:
+        named = [(item.path.relative_to(TESTS).as_posix(), item) for item in items]
+        items[:] = ordered(named, processes)
 
 
 @pytest.fixture(scope="session")
