@@ -4,6 +4,8 @@ RUNNER ?= process
 # Tests wait more than they compute: one more at a time than there are processors.
 TESTS_AT_ONCE ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 BIN := .venv/bin
+# Tests start hundreds of processes: each would compile anew all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test soak lint format bench clean
 .DEFAULT_GOAL := demo
