@@ -47,6 +47,12 @@ class Record:
     order: Optional[str] = None
     refused: bool = False
     """Whether claims, reports and watches are refused from now on."""
+    nexts: List[wire.NextRequest] = field(default_factory=list)
+    queue: List[wire.Task] = field(default_factory=list)
+    """Tasks for the worker that it has not been handed."""
+    handed: Dict[int, List[wire.Task]] = field(default_factory=dict)
+    """By the number that was asked for."""
+    leave: bool = False
 
 
 class FakeControlPlane:
@@ -73,14 +79,19 @@ class FakeControlPlane:
     def url(self) -> str:
         return f"http://{self._host}:{self._port}"
 
-    def assign(self, assignment: wire.Assignment, **launch: Any) -> Launch:
-        """A launch whose claim code gives ``assignment``; token and ids are made up where they are empty."""
+    def assign(
+        self, assignment: wire.Assignment, *, is_ahead: bool = False, **launch: Any
+    ) -> Launch:
+        """A launch whose claim code gives ``assignment``; token and ids are made up where they are empty.
+
+        ``is_ahead``: the worker is made for no execution.
+        """
         number = next(self._ids)
         worker_id = launch.pop("worker_id", f"wrk-{number}")
         assignment = assignment.replace(
             token=assignment.token or f"token-{number}",
-            execution_id=assignment.execution_id or f"exe-{number}",
-            invocation_id=assignment.invocation_id or f"inv-{number}",
+            execution_id="" if is_ahead else assignment.execution_id or f"exe-{number}",
+            invocation_id="" if is_ahead else assignment.invocation_id or f"inv-{number}",
         )
         record = Record(worker_id=worker_id, claim_code=f"code-{number}", assignment=assignment)
         with self.changed:
@@ -96,6 +107,24 @@ class FakeControlPlane:
             found = self.changed.wait_for(predicate, timeout_s)
         assert found, f"nothing within {timeout_s} s; known: {list(self.records.values())}"
         return found
+
+    def hand(self, worker_id: str, **task: Any) -> Record:
+        """Gives a worker one more invocation, when it asks; the record of what is said of it, which `records` has by the execution's id."""
+        number = next(self._ids)
+        made = wire.Task(0, f"exe-{number}", f"inv-{number}", **task)
+        with self.changed:
+            record = self.records[worker_id]
+            its = Record(worker_id, "", record.assignment.replace(execution_id=made.execution_id))
+            self.records[made.execution_id] = its
+            record.queue.append(made)
+            self.changed.notify_all()
+        return its
+
+    def dismiss(self, worker_id: str) -> None:
+        """Orders a worker to leave, when it asks."""
+        with self.changed:
+            self.records[worker_id].leave = True
+            self.changed.notify_all()
 
     def cancel(self, worker_id: str) -> float:
         """Orders a cancel and returns when."""
@@ -156,6 +185,42 @@ class FakeControlPlane:
         record = self._of(report.execution_id, token)
         if record is None or record.refused:
             return _refusal(409, "claim_refused", "it has ended")
+        self._note(record, report)
+        return 200, wire.Order(record.order)
+
+    def next(self, body: bytes, token: str) -> Answer:
+        request = wire.loads(wire.NextRequest, body)
+        record = next((r for r in self.records.values() if r.assignment.token == token), None)
+        if record is None or record.refused:
+            return _refusal(409, "claim_refused", "it has ended")
+        record.nexts.append(request)
+        for report in request.reports or []:
+            its = self._of(report.execution_id, token)
+            assert its is not None, f"{report} is of nobody"
+            self._note(its, report)
+        server = self._server
+        self.changed.notify_all()
+        self.changed.wait_for(
+            lambda: (
+                record.refused
+                or request.number in record.handed
+                or record.queue
+                or record.leave
+                or server is not self._server
+            ),
+            request.wait_s,
+        )
+        if record.refused:
+            return _refusal(409, "claim_refused", "it has ended")
+        if request.number not in record.handed and record.queue:
+            taken, record.queue = record.queue[: request.most], record.queue[request.most :]
+            record.handed[request.number] = [
+                task.replace(number=request.number + place) for place, task in enumerate(taken)
+            ]
+        tasks = record.handed.get(request.number)
+        return 200, wire.Next(tasks, leave=record.leave and not tasks)
+
+    def _note(self, record: Record, report: wire.Report) -> None:
         record.reports.append(report)
         for value in report.values or []:
             record.values.setdefault(value.number, value)
@@ -163,7 +228,6 @@ class FakeControlPlane:
         if report.end is not None and record.end is None:
             record.end = report.end
             record.ended_at = time.monotonic()
-        return 200, wire.Order(record.order)
 
     def watch(self, body: bytes, token: str) -> Answer:
         watch = wire.loads(wire.Watch, body)
@@ -238,6 +302,7 @@ class _Handler(BaseHTTPRequestHandler):
             "/v1/worker/exchange": plane.exchange,
             "/v1/worker/claim": plane.claim,
             "/v1/worker/report": plane.report,
+            "/v1/worker/next": plane.next,
             "/v1/worker/watch": plane.watch,
             "/v1/worker/described": plane.described,
         }

@@ -11,7 +11,7 @@ import os
 import sys
 
 from .. import errors
-from . import processes, reports, supervisor
+from . import prepared, processes, reports, supervisor
 from .launch import ARGUMENTS, INTERPRETER_PREFIXES, Launch, from_json
 
 TYPE_CHECKING = False
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 def main(arguments: List[str]) -> NoReturn:
     """Reads the launch and lives the worker's life."""
-    signals = supervisor.Signals()
+    signals = prepared.Signals()
     launch = _read_launch(arguments)
     if launch.asks_for_env:
         _begin_anew(*_ask_for_env(launch))
     if launch.interpreter_env:
         _begin_anew(launch, launch.interpreter_env)
     processes.adopt_orphans()
-    supervisor.supervise(launch, supervisor.Prepared(signals, launch.cgroups))
+    supervisor.supervise(launch, prepared.Prepared(signals, launch.cgroups))
 
 
 def _read_launch(arguments: List[str]) -> Launch:

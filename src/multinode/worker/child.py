@@ -1,4 +1,4 @@
-"""The child: imports ``main.py``, runs the function in its main thread, says over the channel what comes of it.
+"""The child: imports ``main.py``, runs the function in its main thread, once or several times, says over the channel what comes of it.
 
 It talks to its supervisor only. Nothing here may take for granted that the user's code leaves descriptors, signal handlers or the
 module table alone; what it must not touch is checked where it is used.
@@ -16,18 +16,19 @@ from time import monotonic
 from .. import wire
 from ..records import Record
 from . import frames, processes
-from .interrupts import Interruptible, Interrupts, TaskCancellation, call, resume, throw
+from .channel import Channel
+from .interrupts import Interrupts
 from .launch import INTERPRETER_PREFIXES
+from .task import Task, flush
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
-    from typing import Any, Callable, List, NoReturn, Optional, Tuple
+    from typing import NoReturn, Optional
 
     from ..function import Function
-
-CHANNEL_LOST = 213
-"""Exit code of a child whose end of the channel was closed by the user's code."""
+    from ..settings import WorkerContext
+    from .restoring import Surroundings
 
 
 class Child(Record):
@@ -120,11 +121,11 @@ def _serve(connection: socket.socket, order_fd: int) -> NoReturn:
     )
     interrupts.listen()
     place = _Place(frame["api_url"], frame["code_dir"], frame["work_dir"])
-    task = _Task(channel, interrupts, assignment, place)
+    main = _Main(channel, interrupts, assignment, place)
     if assignment.kind == "describe":
-        task.describe()
+        main.describe()
     else:
-        task.run()
+        main.serve()
     _leave()
 
 
@@ -170,54 +171,8 @@ def _leave() -> NoReturn:
 
     with suppress(BaseException):
         atexit._run_exitfuncs()
-    _flush()
+    flush()
     os._exit(0)
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # closed, or replaced by the user's code
-            stream.flush()
-
-
-class Channel:
-    """The child's end of the channel. A fork that came here is ended; a descriptor that is no longer ours is not written to."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._pid = os.getpid()
-        self._identity = self._identify()
-
-    def fileno(self) -> int:
-        """The descriptor."""
-        return self._connection.fileno()
-
-    def send(self, kind: str, **fields: Any) -> None:
-        """Sends a message of ``frames``; ends this process where that cannot be done."""
-        self._check()
-        try:
-            frames.send(self._connection, kind, **fields)
-        except OSError:
-            os._exit(CHANNEL_LOST)
-
-    def receive(self) -> frames.Frame:
-        """The next message. Raises EOFError where the supervisor is gone."""
-        self._check()
-        return frames.receive(self._connection)
-
-    def _check(self) -> None:
-        if os.getpid() != self._pid:
-            os._exit(0)
-        try:
-            is_ours = self._identify() == self._identity
-        except OSError:
-            is_ours = False
-        if not is_ours:
-            os._exit(CHANNEL_LOST)
-
-    def _identify(self) -> Any:
-        stat = os.fstat(self._connection.fileno())
-        return stat.st_dev, stat.st_ino
 
 
 class _Place(Record):
@@ -228,8 +183,8 @@ class _Place(Record):
     work_dir: str
 
 
-class _Task:
-    """One assignment: its ``main.py``, its function, what is said of them."""
+class _Main:
+    """``main.py`` of one assignment: it is imported, and described, or its function serves one invocation after another."""
 
     def __init__(
         self,
@@ -242,10 +197,9 @@ class _Task:
         self._interrupts = interrupts
         self._assignment = assignment
         self._place = place
-        self._function: Optional[Function] = None
-        self._has_ended = False
-
-    # --- before the claim ---
+        self._peak_memory = processes.PeakMemory()
+        self._surroundings: Optional[Surroundings] = None
+        """What is restored between two invocations; None where there is but one."""
 
     def describe(self) -> None:
         """Imports ``main.py`` and says what functions it has."""
@@ -253,28 +207,82 @@ class _Task:
         from .failures import import_error
 
         try:
-            module = self._import_main()
+            module = self._import()
             described = [function.describe() for function in find_app(module).functions.values()]
             answer = wire.Described(functions=described)
         except BaseException as error:
             answer = wire.Described(error=import_error(error, self._place.code_dir))
-        _flush()
+        flush()
         self._channel.send("described", described=wire.to_plain(answer))
 
-    def run(self) -> None:
-        """Imports ``main.py``, waits for the claim, runs the function."""
+    def serve(self) -> None:
+        """Imports ``main.py``, then runs what it is told to, until that was the last or the process is no longer as it was."""
+        from .failures import function_error
+
         began = monotonic()
         try:
-            self._function = self._find_function(self._import_main())
+            function = self._find_function(self._import())
         except BaseException as error:
-            _flush()
-            self._channel.send("unready", error=wire.to_plain(self._describe_error(error)))
+            flush()
+            told = function_error(error, self._place.code_dir)
+            self._channel.send("unready", error=wire.to_plain(told))
             return
         self._channel.send("ready", import_ms=round((monotonic() - began) * 1000, 3))
-        self._channel.receive()
-        self._perform(self._function)
+        if self._assignment.max_invocations != 1:
+            from .restoring import Surroundings
 
-    def _import_main(self) -> ModuleType:
+            self._surroundings = Surroundings(self._place.work_dir)
+        while self._serve_next(function):
+            pass
+
+    def _serve_next(self, function: Function) -> bool:
+        """Waits for work and does it; whether there may be more."""
+        frame = self._channel.receive()
+        if frame["kind"] == "leave":
+            return False
+        number, input_text = int(frame["number"]), self._assignment.input
+        self._interrupts.begin(number)
+        if frame["task"] is not None:
+            input_text = self._enter(wire.from_plain(wire.Task, frame["task"]))
+        task = Task(
+            self._channel, self._interrupts, self._peak_memory, function, self._place.code_dir
+        )
+        if self._surroundings is None:
+            task.perform(input_text)
+            return False
+        from contextvars import copy_context
+
+        copy_context().run(task.perform, input_text)
+        is_last = number == self._assignment.max_invocations
+        return task.has_ended and not is_last and self._restore(self._surroundings)
+
+    def _enter(self, task: wire.Task) -> str:
+        """Makes this process one of ``task``; returns its input."""
+        from ..settings import set_worker_context
+
+        self._interrupts.invocation_id = task.invocation_id
+        if task.number > 1:
+            self._peak_memory.begin()
+        os.environ.update(task.variables or {})
+        set_worker_context(self._context(task.invocation_id))
+        return task.input
+
+    def _restore(self, surroundings: Surroundings) -> bool:
+        """Puts back what the invocation has changed; says, and returns, whether that was possible."""
+        from .strays import NotRestored
+
+        unclean = ""
+        flush()
+        try:
+            surroundings.restore()
+        except NotRestored as error:
+            unclean = str(error)
+        except BaseException as error:  # also what a signal handler of the user's raises
+            unclean = f"it cannot be put back as it was: {type(error).__name__}: {error}"
+        self._channel.send("restored", unclean=unclean)
+        return not unclean
+
+    def _import(self) -> ModuleType:
         from importlib import import_module
 
         self._enter_environment()
@@ -283,7 +291,7 @@ class _Task:
     def _enter_environment(self) -> None:
         from types import ModuleType
 
-        from ..settings import WorkerContext, set_worker_context
+        from ..settings import set_worker_context
 
         assignment = self._assignment
         os.environ.update(assignment.dotenv)
@@ -300,14 +308,18 @@ class _Task:
         sys.modules["__main__"] = ModuleType("__main__")  # what multiprocessing would import again
         # The describe, of which there is one before all others, leaves the bytecode for them.
         sys.dont_write_bytecode = assignment.kind != "describe"
-        set_worker_context(
-            WorkerContext(
-                api_url=self._place.api_url,
-                token=assignment.token,
-                project=assignment.project,
-                version_id=assignment.version_id,
-                invocation_id=assignment.invocation_id,
-            )
+        set_worker_context(self._context(assignment.invocation_id))
+
+    def _context(self, invocation_id: str) -> WorkerContext:
+        from ..settings import WorkerContext
+
+        assignment = self._assignment
+        return WorkerContext(
+            api_url=self._place.api_url,
+            token=assignment.token,
+            project=assignment.project,
+            version_id=assignment.version_id,
+            invocation_id=invocation_id,
         )
 
     def _find_function(self, module: ModuleType) -> Function:
@@ -319,136 +331,6 @@ class _Task:
             message = f"main.py has no function {self._assignment.function!r}."
             raise FunctionNotFound(message, f"It has: {', '.join(sorted(functions))}.")
         return functions[self._assignment.function]
-
-    # --- after the claim ---
-
-    def _perform(self, function: Function) -> None:
-        from types import AsyncGeneratorType, CoroutineType, GeneratorType
-
-        from ..codec import decode
-
-        try:
-            args, kwargs = decode(self._assignment.input)
-            self._raise_pending()
-            returned = call(function.func, args, kwargs)
-            if isinstance(returned, (CoroutineType, AsyncGeneratorType)):
-                self._run_loop(returned)
-            elif isinstance(returned, GeneratorType):
-                self._end(self._drain(returned))
-            else:
-                self._end(_encode(returned))
-        except BaseException as error:
-            self._fail(error)
-
-    def _raise_pending(self) -> None:
-        interrupt = self._interrupts.take()
-        if interrupt is not None:
-            raise interrupt
-
-    def _drain(self, generator: Any) -> str:
-        """Publishes each value of a generator; returns the text of the last one."""
-        last, refused = "null", None
-        while True:
-            error = self._interrupts.take() or refused
-            try:
-                value = resume(generator) if error is None else throw(generator, error)
-            except StopIteration:
-                return last
-            last, refused = self._publish(value, last)
-
-    async def _adrain(self, generator: Any, interruptible: Callable[[Any], Any]) -> str:
-        """``_drain`` for an asynchronous generator."""
-        last, refused = "null", None
-        while True:
-            error = self._interrupts.take() or refused
-            try:
-                stepped = generator.asend(None) if error is None else generator.athrow(error)
-                value = await interruptible(stepped)
-            except StopAsyncIteration:
-                return last
-            last, refused = self._publish(value, last)
-
-    def _publish(self, value: Any, last: str) -> Tuple[str, Optional[Exception]]:
-        """Sends a yielded value. One that cannot be encoded is raised at the generator's ``yield`` instead."""
-        try:
-            text = _encode(value)
-        except Exception as error:  # also what the value's own methods raise
-            return last, error
-        self._channel.send("value", value=text)
-        return text, None
-
-    def _run_loop(self, awaited: Any) -> None:
-        """Runs a coroutine or an asynchronous generator in an event loop. Its end is said before the loop is closed."""
-        import asyncio
-        from types import AsyncGeneratorType
-
-        async def main() -> None:
-            task, loop = asyncio.current_task(), asyncio.get_running_loop()
-            cancellation = TaskCancellation(task, loop, self._interrupts)
-
-            def interruptible(coroutine: Any) -> Any:
-                return Interruptible(coroutine, self._interrupts, cancellation)
-
-            self._interrupts.wake = cancellation.wake
-            try:
-                if isinstance(awaited, AsyncGeneratorType):
-                    text = await self._adrain(awaited, interruptible)
-                else:
-                    text = _encode(await interruptible(awaited))
-                self._end(text)
-            except BaseException as error:
-                self._fail(error)
-            finally:
-                self._interrupts.wake = None
-
-        asyncio.run(main())
-
-    # --- the end ---
-
-    def _end(self, result: str) -> None:
-        self._say_end(result=result, error=None, retryable=True)
-
-    def _fail(self, error: BaseException) -> None:
-        from .failures import is_only_interrupt
-
-        if self._interrupts.delivered and is_only_interrupt(error):
-            self._say_end(result=None, error=None, retryable=False)
-            return
-        told = wire.to_plain(self._describe_error(error))
-        self._say_end(result=None, error=told, retryable=self._is_retryable(error))
-
-    def _say_end(self, **fields: Any) -> None:
-        if not self._has_ended:  # closing the event loop may raise once more
-            self._has_ended = True
-            _flush()
-            self._channel.send("end", peak_memory_bytes=_peak_memory_bytes(), **fields)
-
-    def _describe_error(self, error: BaseException) -> wire.FunctionError:
-        from .failures import function_error
-
-        return function_error(error, self._place.code_dir)
-
-    def _is_retryable(self, error: BaseException) -> bool:
-        try:
-            return self._function is None or self._function.retryable(error)
-        except Exception:  # an __instancecheck__ of the user's
-            return True
-
-
-def _encode(value: Any) -> str:
-    from ..codec import encode_output
-
-    return encode_output(value)
-
-
-def _peak_memory_bytes() -> int:
-    import resource
-
-    usages: List[int] = [
-        resource.getrusage(who).ru_maxrss
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    ]
-    return processes.peak_bytes(max(usages))
 
 
 def _main() -> NoReturn:

@@ -6,13 +6,16 @@ import signal
 
 from ..records import Record
 from ..wire import ExecutionEnd, FunctionError, from_plain
-from .child import CHANNEL_LOST
+from .channel import CHANNEL_LOST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Optional
 
 TAKEN_AWAY = "worker lost: the machine was taken away (SIGTERM)"
+
+UNSTARTED = ExecutionEnd(outcome="unstarted")
+"""The end of a task that is given back."""
 
 _OUTCOMES = {b"c": "cancelled", b"t": "timed_out", b"p": "lost"}
 

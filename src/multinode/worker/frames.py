@@ -4,7 +4,8 @@ What each kind of message holds is said here and nowhere else. To the child:
 
 =============  ====================================================================================
 ``assignment``  ``assignment`` (``wire.Assignment``), ``api_url``, ``code_dir``, ``work_dir``
-``run``         nothing: the claim is committed
+``run``         ``number``: the worker's so-manyth invocation begins now; ``task`` (``wire.Task``), or null for the assignment's own
+``leave``       nothing: there will be no more to run
 =============  ====================================================================================
 
 From the child:
@@ -17,6 +18,7 @@ From the child:
 ``interrupted`` nothing: the interrupt was raised in the function
 ``value``       ``value``: jsonpickle text of one yielded value
 ``end``         ``result`` (jsonpickle text or null), ``error`` (``wire.FunctionError`` or null), ``retryable``, ``peak_memory_bytes``
+``restored``    ``unclean``: why the worker has to be replaced, empty where it is as it was after the import of ``main.py``; not after the last
 =============  ====================================================================================
 """
 

@@ -1,6 +1,6 @@
 """How a cancellation, a timeout or a machine that goes away is raised in the user's function, once, where its own code runs.
 
-The supervisor writes one byte into the order pipe and rings SIGUSR2. The handler looks at the interrupted stack: if the first
+The supervisor writes an order into the order pipe (``order_for``) and rings SIGUSR2. The handler looks at the interrupted stack: if the first
 frame of the worker that it meets on its way up is a *door* (one of the four small functions here that call user code), the
 user's code was running, and the exception is raised right there. Otherwise our own code was running (it encodes or sends a
 value, or an event loop waits): the interrupt stays pending, and whoever opens the next door takes it along. The supervisor
@@ -22,10 +22,16 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 CANCELLED, TIMED_OUT, PREEMPTED = b"c", b"t", b"p"
+_TAG_BYTES = 4
+
+
+def order_for(number: int, order: bytes) -> bytes:
+    """What is written into the order pipe: one of the orders above, for the worker's so-manyth invocation alone."""
+    return order + number.to_bytes(_TAG_BYTES, "big")
 
 
 class Interrupts:
-    """The interrupt that this child was ordered to raise, if any; used in the main thread only.
+    """The interrupt that this child was ordered to raise in its present invocation, if any; used in the main thread only.
 
     ``delivered`` becomes True when it is raised in the user's code, and ``on_delivery`` is called just before.
     """
@@ -42,11 +48,18 @@ class Interrupts:
         self.wake: Optional[Callable[[], None]] = None
         """Called by the handler when an interrupt is pending: for an event loop, which may wait for long."""
         self._order_fd = order_fd
-        self._invocation_id = invocation_id
+        self.invocation_id = invocation_id
         self._timeout_s = timeout_s
         self._on_delivery = on_delivery
         self._order = b""
+        self._tag = b""
         self._pid = os.getpid()
+
+    def begin(self, number: int) -> None:
+        """From now on it is the worker's ``number``th invocation: what was ordered for an earlier one is nobody's."""
+        self._tag = order_for(number, b"")
+        self._order = b""
+        self.delivered = False
 
     def listen(self) -> None:
         """From now on SIGUSR2 is heard."""
@@ -75,7 +88,11 @@ class Interrupts:
 
     def _read_order(self) -> None:
         try:
-            self._order = self._order or os.read(self._order_fd, 1)
+            while not self._order:
+                read = os.read(self._order_fd, 1 + _TAG_BYTES)
+                if not read or read[1:] == self._tag:
+                    self._order = read[:1]
+                    return
         except OSError:  # nothing there yet, or the user's code has closed it
             return
 
@@ -83,7 +100,7 @@ class Interrupts:
         self.delivered = True
         self._on_delivery()
         cls, message = self._words()
-        return cls(message, invocation_id=self._invocation_id)
+        return cls(message, invocation_id=self.invocation_id)
 
     def _words(self) -> Tuple[Type[InvocationInterrupted], str]:
         if self._order == TIMED_OUT:

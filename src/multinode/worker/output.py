@@ -28,11 +28,13 @@ _DRAINED_BYTES = 1024 * 1024
 class Log:
     """Appends records ``{"at", "stream", "text"}`` to a file, or to this process's stdout where ``path`` is None.
 
-    After the limit of output (in bytes of UTF-8) one ``system`` record says that it was cut, and the rest is dropped.
+    There each record of an execution that the worker was not made for has ``execution`` besides, its id: ``execution_id``. After the limit of output (in bytes of UTF-8) one ``system`` record says that it was cut, and the rest is dropped.
     """
 
-    def __init__(self, path: Optional[str]) -> None:
+    def __init__(self, path: Optional[str], execution_id: str = "") -> None:
         self._path = path
+        self._key = {"execution": execution_id} if execution_id and path is None else {}
+        self._has_ended = False
         self._fd: Optional[int] = 1 if path is None else None
         self._limit_bytes = self._left_bytes = DEFAULT_LIMIT_BYTES
         self._lost_bytes = 0
@@ -50,28 +52,39 @@ class Log:
         size = len(text.encode("utf-8", "replace"))
         if size <= self._left_bytes:
             self._left_bytes -= size
-            self._append([_record(stream, text)])
+            self._append([self._record(stream, text)])
             return
         kept = text.encode("utf-8", "replace")[: self._left_bytes].decode("utf-8", "ignore")
         self._left_bytes = -1
         note = f"Output over {self._limit_bytes / 1024 / 1024:g} MiB was cut here."
-        self._append([_record(stream, kept)] if kept else [])
-        self._append([_record("system", note)])
+        self._append([self._record(stream, kept)] if kept else [])
+        self._append([self._record("system", note)])
 
     def note(self, text: str) -> None:
         """Appends a note of our own, whatever the limit."""
-        self._append([_record("system", text)])
+        self._append([self._record("system", text)])
 
     def end(self) -> None:
-        """Says that no more will come, to who reads this process's stdout from afar."""
+        """Says that no more will come, to who reads this process's stdout from afar. Once; a file is closed."""
+        if self._has_ended:
+            return
+        self._has_ended = True
         if self._path is None:
-            self._append([_record(END, "")])
+            self._append([self._record(END, "")])
+        elif self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _record(self, stream: str, text: str) -> bytes:
+        """The key last: a record begins with its time, and as no part of one can."""
+        record = {"at": _now(), "stream": stream, "text": text, **self._key}
+        return json.dumps(record).encode("ascii") + b"\n"
 
     def _append(self, lines: List[bytes]) -> None:
         """One write a call, so that records of two writers never mix."""
         if self._lost_bytes:
             note = f"{self._lost_bytes} bytes of output were lost: the log could not be written."
-            lines = [_record("system", note), *lines]
+            lines = [self._record("system", note), *lines]
         data = b"".join([b"\n", *lines] if self._is_torn else lines)
         written = 0
         try:
@@ -125,6 +138,12 @@ class Output:
             os.close(fd)
         return len(data)
 
+    def turn_to(self, log: Log) -> None:
+        """What comes from now on goes to ``log``; a character that was cut in the middle is none any more."""
+        for stream in self._streams.values():
+            self._log.write(stream.name, stream.decoder.decode(b"", final=True))
+        self._log = log
+
     def drain(self) -> None:
         """Moves all that was printed until now; what others go on printing does not hold this up."""
         for fd in self.fds:
@@ -134,11 +153,6 @@ class Output:
                 if not size:
                     break
                 moved += size
-
-
-def _record(stream: str, text: str) -> bytes:
-    at = _now()
-    return json.dumps({"at": at, "stream": stream, "text": text}).encode("ascii") + b"\n"
 
 
 def _now() -> str:

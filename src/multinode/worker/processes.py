@@ -78,14 +78,27 @@ def boot_id() -> str:
 def children(parent_pid: Optional[int] = None) -> List[int]:
     """The children of a process (default: this one), zombies too; empty where there is no ``/proc``.
 
-    Scans ``/proc``: the kernel's own list (``/proc/…/task/…/children``) is not built into every kernel.
+    Scans ``/proc`` (10 ms where there are 200 processes) where the kernel's own list of this process's is not built in, or empty.
     """
+    if parent_pid is None:
+        listed = _listed_children()
+        if listed:
+            return listed
     parent = str(os.getpid() if parent_pid is None else parent_pid)
     found = []
     with suppress(OSError):
         for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib would build thousands of paths
             if name.isdigit() and _stat_fields(name)[1:2] == [parent]:
                 found.append(int(name))
+    return found
+
+
+def _listed_children() -> List[int]:
+    found: List[int] = []
+    if IS_LINUX:
+        for thread in os.listdir("/proc/self/task"):  # noqa: PTH208
+            with suppress(OSError):  # a thread that is gone, a kernel without the list
+                found.extend(map(int, _read(f"/proc/self/task/{thread}/children").split()))
     return found
 
 
@@ -173,6 +186,33 @@ def peak_bytes(max_rss: int) -> int:
     return max_rss if sys.platform == "darwin" else max_rss * 1024
 
 
+class PeakMemory:
+    """The most memory that this process, or one of the children that it has waited for, has had since `begin`."""
+
+    def __init__(self) -> None:
+        self._children_before = 0
+
+    def begin(self) -> None:
+        """Counts anew, where the kernel does so (Linux). What a child has had until now does not count any more."""
+        import resource
+
+        self._children_before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        with suppress(OSError):
+            fd = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, b"5")
+            finally:
+                os.close(fd)
+
+    def bytes(self) -> int:
+        """A child that had no more than one before `begin` is not seen: the kernel keeps the largest of all."""
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        return peak_bytes(max(peak, children) if children > self._children_before else peak)
+
+
 class OomCounter:
     """Counts the processes of a memory cgroup (v1 or v2; this process's own) that the kernel killed for lack of memory."""
 
@@ -185,10 +225,14 @@ class OomCounter:
     ) -> None:
         """``events`` is the file to read where it is known."""
         self._path = events or _oom_events_file(proc, cgroups)
+        self.begin()
+
+    def begin(self) -> None:
+        """Counts from now on."""
         self._before = self._read()
 
     def has_risen(self) -> bool:
-        """Whether one was killed since this object was made; False where nobody counts."""
+        """Whether one was killed since it began; False where nobody counts."""
         return self._read() > self._before
 
     def _read(self) -> int:

@@ -1,4 +1,4 @@
-"""The threads that talk to the control plane: one sends (exchange, claim, values, end), one waits for orders.
+"""The threads that talk to the control plane: one sends (exchange, claim, values, end) and asks for tasks, one waits for orders.
 
 They know nothing of the child. What they learn they post as events, which the supervisor's loop takes from ``Mailbox``. Both
 go on trying for a day while the control plane is away; only a refusal ends them.
@@ -15,13 +15,14 @@ from .. import errors, limits, wire
 from ..client import Client, jitter
 from ..records import Record
 from .launch import Launch
+from .serving import give_back
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Deque, List, Optional, Type, TypeVar, Union
+    from typing import Callable, Deque, Dict, List, Optional, Tuple, Type, TypeVar, Union
 
     T = TypeVar("T")
-    Event = Union["Assigned", "Claimed", "Ordered", "Sent", "Refused"]
+    Event = Union["Assigned", "Claimed", "Handed", "Dismissed", "Ordered", "Sent", "Refused"]
 
 PATIENCE_S = 24 * 3600.0
 LONGEST_PAUSE_S = 30.0
@@ -42,12 +43,24 @@ class Claimed(Record):
     order: Optional[str]
 
 
+class Handed(Record):
+    """Tasks, to be run one after another; the ends that were told with the request are accepted."""
+
+    tasks: List[wire.Task]
+
+
+class Dismissed(Record):
+    """There will be no more tasks; the ends that were told with the request are accepted."""
+
+
 class Ordered(Record):
-    """The control plane wants the invocation to be cancelled."""
+    """The control plane wants the invocation of this execution to be cancelled."""
+
+    execution_id: str
 
 
 class Sent(Record):
-    """What waited was accepted; ``is_end`` when the end was among it."""
+    """What waited was accepted; ``is_end`` when the worker's last words were among it."""
 
     is_end: bool
 
@@ -56,7 +69,8 @@ class Refused(Record):
     """This worker has nothing more to say to the control plane, or was not heard for a day."""
 
     reason: str
-    is_watch: bool = False
+    watched: Optional[str] = None
+    """The execution that was asked for where it is a watch that was refused."""
 
 
 class Mailbox:
@@ -85,18 +99,23 @@ class Mailbox:
 class Reports:
     """The sending thread. It exchanges the claim code as soon as it is told its launch; then it sends what it is given, in that order.
 
-    One request carries all values that wait, and the end with them if it is known.
+    One request carries all values of an execution that wait, and its end with them if it is known.
     """
 
     def __init__(self, mailbox: Mailbox) -> None:
         """Starts the thread, which waits for `begin`. Not before the child is forked."""
         self._mailbox = mailbox
         self._launch: Optional[Launch] = None
+        self._client: Optional[Client] = None
         self._bundle_dir = ""
         self._changed = threading.Condition()
         self._claim: Optional[wire.Claim] = None
-        self._values: Deque[wire.Value] = deque()
-        self._end: Optional[wire.ExecutionEnd] = None
+        self._values: Dict[str, List[wire.Value]] = {}
+        """By execution."""
+        self._reports: List[wire.Report] = []
+        self._request: Optional[wire.NextRequest] = None
+        self._is_parting = False
+        """Whether ``_reports`` are the last words."""
         self._described: Optional[wire.Described] = None
         self._unsent_values = 0
         self._unsent_bytes = 0
@@ -122,18 +141,25 @@ class Reports:
             self._claim = claim
             self._changed.notify()
 
-    def add_value(self, value: wire.Value) -> None:
+    def add_value(self, execution_id: str, value: wire.Value) -> None:
         """Sends a yielded value."""
         with self._changed:
-            self._values.append(value)
+            self._values.setdefault(execution_id, []).append(value)
             self._unsent_values += 1
             self._unsent_bytes += len(value.value)
             self._changed.notify()
 
-    def finish(self, end: wire.ExecutionEnd) -> None:
-        """Sends the end, after all values; answered by ``Sent(is_end=True)``."""
+    def add(self, reports: List[wire.Report]) -> None:
+        """Sends ends, each after the values of its execution; answered by ``Sent``."""
         with self._changed:
-            self._end = end
+            self._reports += reports
+            self._changed.notify()
+
+    def finish(self, reports: List[wire.Report]) -> None:
+        """Sends ends as the last words; answered by ``Sent(is_end=True)``. Tasks that come meanwhile are given back."""
+        with self._changed:
+            self._reports += reports
+            self._is_parting = True
             self._changed.notify()
 
     def describe(self, described: wire.Described) -> None:
@@ -142,7 +168,23 @@ class Reports:
             self._described = described
             self._changed.notify()
 
-    # --- in the thread ---
+    def ask(self, request: wire.NextRequest) -> None:
+        """Asks for tasks, until there are some, and tells ends by it; answered by ``Handed`` or ``Dismissed``."""
+        with self._changed:
+            self._request = request
+            self._changed.notify()
+
+    def leave(self, request: wire.NextRequest) -> None:
+        """Asks once more what ``ask`` is waiting for, gives back what it gets, and tells the ends again: the last words.
+
+        In a thread of its own: the other one waits, and nobody can know how far it has come. Answered by ``Sent(is_end=True)``.
+        """
+        with self._changed:
+            self._is_parting = True
+        thread = threading.Thread(target=self._leave, args=(request,), name="leave", daemon=True)
+        thread.start()
+
+    # --- in the threads ---
 
     def _live(self) -> None:
         with self._changed:
@@ -151,10 +193,10 @@ class Reports:
         assert launch is not None
         try:
             assignment = exchange(launch)
-            client = Client(launch.api_url, assignment.token, retry_s=PATIENCE_S)
-            code_dir = launch.code_dir or self._fetch_bundle(client, assignment)
+            self._client = Client(launch.api_url, assignment.token, retry_s=PATIENCE_S)
+            code_dir = launch.code_dir or self._fetch_bundle(self._client, assignment)
             self._mailbox.post(Assigned(assignment, code_dir))
-            while not self._send_next(client, assignment):
+            while not self._send_next():
                 pass
         except errors.MultinodeError as error:
             self._mailbox.post(Refused(str(error)))
@@ -174,67 +216,138 @@ class Reports:
         archive.unlink()
         return str(code_dir)
 
-    def _send_next(self, client: Client, assignment: wire.Assignment) -> bool:
+    def _send_next(self) -> bool:
         """Waits for something to send and sends it; whether it was the last."""
         with self._changed:
             self._changed.wait_for(self._has_something)
             claim, self._claim = self._claim, None
-            described, end = self._described, self._end
-            values = [] if claim else list(self._values)
-            if not claim:
-                self._values.clear()
-        if claim:
-            order = self._post(client, wire.Order, "claim", claim)
+            request, described = self._request, self._described
+            if claim is None:
+                self._request = None
+                reports, request = self._take(request)
+                is_parting = self._is_parting
+        if claim is not None:
+            order = self._post(wire.Order, "claim", claim)
             self._mailbox.post(Claimed(order.order))
             return False
-        if described:
-            self._post(client, wire.Empty, "described", described)
-        else:
-            report = wire.Report(assignment.execution_id, values or None, end)
-            self._note_sent(values, self._post(client, wire.Order, "report", report))
-        is_end = bool(described or end)
-        self._mailbox.post(Sent(is_end))
-        return is_end
+        if described is not None:
+            self._post(wire.Empty, "described", described)
+            self._mailbox.post(Sent(is_end=True))
+            return True
+        self._send(reports)
+        if reports or is_parting:
+            self._mailbox.post(Sent(is_parting))
+        if request is not None:
+            self._ask(request)
+        return is_parting
 
     def _has_something(self) -> bool:
-        return bool(self._claim or self._values or self._end or self._described)
+        return bool(
+            self._claim
+            or self._values
+            or self._reports
+            or self._request
+            or self._described
+            or self._is_parting
+        )
 
-    def _note_sent(self, values: List[wire.Value], order: wire.Order) -> None:
+    def _take(
+        self, request: Optional[wire.NextRequest]
+    ) -> Tuple[List[wire.Report], Optional[wire.NextRequest]]:
+        """What is to be sent now, each end with the values of its execution that wait: what is left of these goes first."""
+        reports, self._reports = self._reports, []
+        values, self._values = self._values, {}
+
+        def told(report: wire.Report) -> wire.Report:
+            waiting = values.pop(report.execution_id, None)
+            self._note_sent(waiting or [])  # nobody has to wait with further ones
+            return report.replace(values=waiting)
+
+        reports = [told(report) for report in reports]
+        if request is not None and request.reports:
+            request = request.replace(reports=[told(report) for report in request.reports])
+        return [*(wire.Report(name, values[name]) for name in values), *reports], request
+
+    def _note_sent(self, values: List[wire.Value]) -> None:
+        self._unsent_values -= len(values)
+        self._unsent_bytes -= sum(len(value.value) for value in values)
+
+    def _send(self, reports: List[wire.Report]) -> None:
+        for report in reports:
+            order = self._post(wire.Order, "report", report)
+            if report.end is None:
+                with self._changed:
+                    self._note_sent(report.values or [])
+            if order.order == "cancel":
+                self._mailbox.post(Ordered(report.execution_id))
+
+    def _ask(self, request: wire.NextRequest) -> None:
+        answer = self._post_next(request)
+        while not (answer.tasks or answer.leave or self._is_parting):
+            request = request.replace(reports=None)  # they were accepted with that answer
+            answer = self._post_next(request)
         with self._changed:
-            self._unsent_values -= len(values)
-            self._unsent_bytes -= sum(len(value.value) for value in values)
-        if order.order == "cancel":
-            self._mailbox.post(Ordered())
+            if self._is_parting:
+                self._reports += give_back(answer.tasks or [])
+                return
+        self._mailbox.post(Dismissed() if answer.leave else Handed(answer.tasks or []))
 
-    def _post(self, client: Client, answer_cls: Type[T], name: str, body: object) -> T:
-        return persist(lambda: client.call(answer_cls, "POST", f"/v1/worker/{name}", body))
+    def _leave(self, request: wire.NextRequest) -> None:
+        try:
+            answer = self._post_next(request)
+            self._send(give_back(answer.tasks or []))
+            self._mailbox.post(Sent(is_end=True))
+        except errors.MultinodeError as error:
+            self._mailbox.post(Refused(str(error)))
+
+    def _post_next(self, request: wire.NextRequest) -> wire.Next:
+        return self._post(wire.Next, "next", request, wait_s=request.wait_s)
+
+    def _post(self, answer_cls: Type[T], name: str, body: object, wait_s: float = 0.0) -> T:
+        client, path = self._client, f"/v1/worker/{name}"
+        assert client is not None, "nothing is sent before the exchange"
+        return persist(lambda: client.call(answer_cls, "POST", path, body, wait_s=wait_s))
 
 
 class Watch:
-    """The thread that holds one request open for orders; each request renews the lease."""
+    """The thread that holds one request open for orders to one execution after another; each request renews the lease."""
 
-    def __init__(self, api_url: str, assignment: wire.Assignment, mailbox: Mailbox) -> None:
-        self._client = Client(api_url, assignment.token, retry_s=PATIENCE_S)
-        self._watch = wire.Watch(assignment.execution_id, limits.WAIT_S)
+    def __init__(self, api_url: str, token: str, mailbox: Mailbox) -> None:
+        self._client = Client(api_url, token, retry_s=PATIENCE_S)
         self._mailbox = mailbox
+        self._changed = threading.Condition()
+        self._watched = self._asked = ""
+        self._thread: Optional[threading.Thread] = None
 
-    def start(self) -> None:
-        """Starts the thread."""
-        threading.Thread(target=self._live, name="watch", daemon=True).start()
+    def turn_to(self, execution_id: str) -> None:
+        """Watches this execution from now on, whose predecessor has ended: what is answered to it is nobody's."""
+        with self._changed:
+            self._watched = execution_id
+            self._changed.notify()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._live, name="watch", daemon=True)
+            self._thread.start()
 
     def _live(self) -> None:
-        try:
-            while True:
-                order = persist(self._ask)
-                if order.order == "cancel":
-                    self._mailbox.post(Ordered())
-                    time.sleep(RENEWAL_S)
-        except errors.MultinodeError as error:
-            self._mailbox.post(Refused(str(error), is_watch=True))
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._watched)
+            try:
+                while True:
+                    order = persist(self._ask)
+                    if order.order == "cancel":
+                        self._mailbox.post(Ordered(self._asked))
+                        time.sleep(RENEWAL_S)
+            except errors.MultinodeError as error:
+                self._mailbox.post(Refused(str(error), self._asked))
+                with self._changed:
+                    if self._watched == self._asked:
+                        self._watched = ""
 
     def _ask(self) -> wire.Order:
-        path = "/v1/worker/watch"
-        return self._client.call(wire.Order, "POST", path, self._watch, wait_s=self._watch.wait_s)
+        self._asked = self._watched  # each time: it may be another by now
+        watch = wire.Watch(self._asked, limits.WAIT_S)
+        return self._client.call(wire.Order, "POST", "/v1/worker/watch", watch, wait_s=watch.wait_s)
 
 
 def exchange(launch: Launch) -> wire.Assignment:

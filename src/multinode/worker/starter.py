@@ -24,7 +24,7 @@ from contextlib import suppress
 
 from .. import wire
 from ..records import Record
-from . import processes, supervisor
+from . import prepared, processes, supervisor
 from .folders import note_end
 from .launch import ARGUMENTS, Launch, from_json, known_part
 
@@ -234,15 +234,15 @@ def _supervise_when_told(reading: int, kept: Set[int], cgroups: Sequence[str]) -
     os.setsid()
     signal.set_wakeup_fd(-1)
     processes.close_all_but(kept)
-    signals = supervisor.Signals()
+    signals = prepared.Signals()
     processes.adopt_orphans()
-    prepared = supervisor.Prepared(signals, cgroups)
+    ready = prepared.Prepared(signals, cgroups)
     with os.fdopen(reading) as pipe:
         text = pipe.read()
     if not text:  # the starter needs it no more, or is gone
-        prepared.discard()
+        ready.discard()
         os._exit(0)
-    supervisor.supervise(from_json(text), prepared)
+    supervisor.supervise(from_json(text), ready)
 
 
 def _exec(reading: int, kept: Set[int], variables: Dict[str, str]) -> None:
@@ -274,10 +274,10 @@ def _prepare() -> None:
     import jsonpickle
 
     from .. import app, client, codec, function, invocation
-    from . import failures, reports
+    from . import failures, reports, restoring
 
     del faulthandler, inspect, resource, traceback, jsonpickle
-    del app, client, function, invocation, reports
+    del app, client, function, invocation, reports, restoring
     processes.preload()
     processes.boot_id()
     codec.decode(codec.encode_output([1]))
@@ -289,6 +289,7 @@ def _prepare() -> None:
         wire.Claim(""),
         wire.Watch(""),
         wire.Order(),
+        wire.Next([wire.Task(1, "", "")]),
     ):  # makes their decoders
         wire.loads(type(message), wire.dumps(message))
     gc.collect()

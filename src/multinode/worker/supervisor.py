@@ -15,9 +15,6 @@ from time import monotonic
 
 from .. import wire
 from . import frames, processes
-from .cgroup import Cgroup
-from .child import Child
-from .child import start as start_child
 from .endings import (
     Death,
     Interrupt,
@@ -26,16 +23,20 @@ from .endings import (
     end_of_frame,
     end_of_import,
 )
+from .execution import Execution, first_task, log_of
 from .folders import Folders, WorkerFile
-from .interrupts import CANCELLED, PREEMPTED, TIMED_OUT
+from .interrupts import CANCELLED, PREEMPTED, TIMED_OUT, order_for
 from .launch import Launch
 from .output import Log, Output
-from .reports import Assigned, Claimed, Mailbox, Ordered, Refused, Reports, Sent, Watch
+from .reports import Assigned, Claimed, Dismissed, Handed, Ordered, Sent, Watch
+from .serving import Serving
+from .strays import NotRestored, kill_children
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, NoReturn, Optional, Sequence
+    from typing import Callable, Dict, NoReturn, Optional, Set
 
+    from .prepared import Prepared
     from .reports import Event
 
 LEAVE_S = 5.0
@@ -49,68 +50,16 @@ WATCH_AFTER_S = 0.02
 """A function that ends sooner costs no watch."""
 LOST_CHANNEL_S = 1.0
 """How long a child may live on after its end of the channel was closed."""
-FIRST_RING_PAUSE_S, LONGEST_RING_PAUSE_S = 0.02, 1.0
-
-SWITCH_S = 0.0005
-"""How long the thread that sends may have to wait for the loop to let go of the interpreter (Python's default: 5 ms)."""
+RESTORE_S = 3.0
+"""How long the child may take to put back what an invocation has changed: its end waits for that."""
+LAST_QUESTION_S = 2.0
+"""How long a worker that is to end, and has told all that it had to, waits for who might have handed it a task meanwhile."""
 
 _PIECE_BYTES = 256 * 1024
 
 
-class Signals:
-    """SIGTERM and SIGCHLD, as flags and as a descriptor that becomes readable."""
-
-    def __init__(self) -> None:
-        """Installs the handlers; do it first, so that no signal is lost."""
-        self.wake_fd, self._bell = os.pipe()
-        for fd in (self.wake_fd, self._bell):
-            os.set_blocking(fd, False)
-        self.is_terminated = False
-        signal.set_wakeup_fd(self._bell, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self._on_term)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
-            signal.signal(ignored, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
-    def mailbox(self) -> Mailbox:
-        """A mailbox that wakes the same descriptor."""
-        return Mailbox(self._bell)
-
-    def hush(self) -> None:
-        """Empties the descriptor."""
-        try:
-            while len(os.read(self.wake_fd, 4096)) == 4096:
-                pass
-        except BlockingIOError:
-            return
-
-    def _on_term(self, *_: object) -> None:
-        self.is_terminated = True
-
-
-class Prepared:
-    """What a supervisor can have before it has its launch: its child, which waits, and its thread."""
-
-    def __init__(self, signals: Signals, cgroups: Optional[Sequence[str]]) -> None:
-        """Forks the child; only in a process with one thread."""
-        self.signals = signals
-        self.child = start_child()
-        self.cgroup = _make_cgroup(cgroups, self.child)
-        sys.setswitchinterval(SWITCH_S)
-        self.mailbox = signals.mailbox()
-        self.reports = Reports(self.mailbox)
-
-    def discard(self) -> None:
-        """Ends the child of a supervisor that is not needed."""
-        processes.kill_group(self.child.pid)
-        processes.kill_remaining_children()
-        if self.cgroup is not None:
-            self.cgroup.remove()
-
-
 def supervise(launch: Launch, prepared: Prepared) -> NoReturn:
-    """Lives one worker's life and exits: 0 after every end, 1 where it could not begin."""
+    """Lives one worker's life and exits: 0 after every end, 1 where it could not begin, or ``main.py`` could not be imported for it."""
     child, cgroup = prepared.child, prepared.cgroup
     worker_file: Optional[WorkerFile] = None
     folders: Optional[Folders] = None
@@ -122,8 +71,7 @@ def supervise(launch: Launch, prepared: Prepared) -> NoReturn:
             worker_file = WorkerFile(launch.worker_file, launch.worker_id, cgroups)
         folders = Folders(launch)
         supervisor = Supervisor(launch, prepared, folders)
-        supervisor.run()
-        status = 0
+        status = supervisor.run()
     except Exception as error:  # the outermost edge
         say(launch, f"{type(error).__name__}: {error}")
     finally:
@@ -140,16 +88,6 @@ def supervise(launch: Launch, prepared: Prepared) -> NoReturn:
         os._exit(status)
 
 
-def _make_cgroup(parents: Optional[Sequence[str]], child: Child) -> Optional[Cgroup]:
-    """A cgroup with the child in it; None where none is wanted or can be made."""
-    if not parents:
-        return None
-    try:
-        return Cgroup.make(parents, child.pid)
-    except OSError:  # without limits is better than not at all; it is said in the log
-        return None
-
-
 def say(launch: Launch, text: str) -> None:
     """One line on stderr, which is the control plane's log or the container's."""
     try:
@@ -160,7 +98,11 @@ def say(launch: Launch, text: str) -> None:
 
 
 class Supervisor:
-    """One worker's life. Phases: *starting* (exchange, import), *claiming*, *running*, *ended* (its end is known)."""
+    """One worker's life.
+
+    Phases: *starting* (exchange, import), *claiming*, *running*, *restoring* (an end is known, and the worker may serve
+    another), *asking* (for that one), *ended* (the last end is known).
+    """
 
     def __init__(self, launch: Launch, prepared: Prepared, folders: Folders) -> None:
         self._launch = launch
@@ -176,22 +118,27 @@ class Supervisor:
         self._buffer = frames.FrameBuffer()
         self._selector = selectors.DefaultSelector()
         self._timers: Dict[str, float] = {}
-        self._is_held = False
+        self._is_paused = False
         """Whether the child's messages are left unread for now."""
 
         self._phase = "starting"
         self._assigned: Optional[Assigned] = None
-        self._interrupt: Optional[Interrupt] = None
-        self._ring_pause_s = FIRST_RING_PAUSE_S
-        self._next_number = 1
-        self._began = 0.0
+        self._execution: Optional[Execution] = None
+        """The one at hand; the last one where none is."""
+        self._serving: Optional[Serving] = None
+        self._watch: Optional[Watch] = None
+        self._own_children: Set[int] = set()
+        """The child, and what main.py has left to this process when it was imported."""
+        self._request: Optional[wire.NextRequest] = None
+        """What it is asking with, or has asked last."""
         self._death: Optional[Death] = None
         self._was_killed_by_us = False
         self._is_accepted = False
         self._is_given_up = False
+        self._status = 0
 
-    def run(self) -> None:
-        """Goes on until the child is dead and nothing is left to say."""
+    def run(self) -> int:
+        """Goes on until the child is dead and nothing is left to say; the exit status."""
         self._limit()  # while the code is exchanged, before the child has work
         self._selector.register(self._signals.wake_fd, selectors.EVENT_READ, self._signals.hush)
         self._selector.register(self._child.channel, selectors.EVENT_READ, self._read_channel)
@@ -201,6 +148,7 @@ class Supervisor:
             self._tick()
         self._output.drain()
         self._log.end()
+        return self._status
 
     def _limit(self) -> None:
         """Limits the child, and begins to count what the kernel kills for lack of memory."""
@@ -226,11 +174,11 @@ class Supervisor:
     def _tick(self) -> None:
         for key, _ in self._selector.select(self._time_left()):
             key.data()
-        for event in self._mailbox.take():
-            self._on_event(event)
-        if self._signals.is_terminated:
+        if self._signals.is_terminated:  # first: a task that has just come is not begun then
             self._signals.is_terminated = False
             self._on_term()
+        for event in self._mailbox.take():
+            self._on_event(event)
         self._reap()
         self._fire_timers()
         self._hold_or_read()
@@ -271,18 +219,19 @@ class Supervisor:
 
     def _hold_or_read(self) -> None:
         """Makes the generator wait while too much is unsent, unless it has to be reached by an interrupt."""
-        is_reached = self._interrupt is None or self._interrupt.is_delivered
+        interrupt = None if self._execution is None else self._execution.interrupt
+        is_reached = interrupt is None or interrupt.is_delivered
         fd = self._child.channel.fileno()
         is_reading = fd in self._selector.get_map()
         if is_reading and self._reports.is_full and is_reached:
             self._selector.unregister(fd)
-            self._is_held = True
-        elif self._is_held and not (self._reports.is_full and is_reached):
-            self._is_held = False
+            self._is_paused = True
+        elif self._is_paused and not (self._reports.is_full and is_reached):
+            self._is_paused = False
             self._selector.register(fd, selectors.EVENT_READ, self._read_channel)
 
     def _stop_reading(self) -> None:
-        self._is_held = False
+        self._is_paused = False
         if self._child.channel.fileno() in self._selector.get_map():
             self._selector.unregister(self._child.channel)
 
@@ -295,23 +244,33 @@ class Supervisor:
         elif kind == "described":
             self._describe(wire.from_plain(wire.Described, frame["described"]))
         elif kind == "unready" and self._phase == "starting":
-            error = wire.from_plain(wire.FunctionError, frame["error"])
-            self._finish(end_of_import(error))
+            self._finish_unready(wire.from_plain(wire.FunctionError, frame["error"]))
         elif kind == "ready" and self._phase == "starting":
+            self._on_ready(float(frame["import_ms"]))
+        elif self._execution is not None:
+            self._on_word(kind, frame, self._execution)
+
+    def _on_ready(self, import_ms: float) -> None:
+        if self._execution is not None:
             self._phase = "claiming"
-            self._reports.claim(wire.Claim(self._execution_id(), float(frame["import_ms"])))
-        elif kind == "interrupted" and self._interrupt is not None:
-            self._interrupt = self._interrupt.replace(is_delivered=True)
+            self._reports.claim(wire.Claim(self._execution.id, import_ms))
+        else:  # started ahead
+            self._ask(import_ms)
+        if self._assignment().max_invocations != 1:
+            self._own_children = {self._child.pid, *processes.children()}
+
+    def _on_word(self, kind: str, frame: frames.Frame, execution: Execution) -> None:
+        """A message of the invocation at hand."""
+        if kind == "interrupted" and execution.interrupt is not None:
+            execution.interrupt = execution.interrupt.replace(is_delivered=True)
             self._timers.pop("ring", None)
         elif kind == "value" and self._phase == "running":
-            self._add_value(str(frame["value"]))
+            self._reports.add_value(execution.id, execution.value(str(frame["value"])))
         elif kind == "end" and self._phase == "running":
-            self._finish(end_of_frame(frame, self._interrupt, self._run_ms()))
-
-    def _add_value(self, text: str) -> None:
-        attempt = self._assignment().attempt
-        self._reports.add_value(wire.Value(self._next_number, text, attempt))
-        self._next_number += 1
+            end = end_of_frame(frame, execution.interrupt, execution.run_ms())
+            self._on_end(end, execution)
+        elif kind == "restored" and self._phase == "restoring":
+            self._on_restored(str(frame["unclean"]), execution)
 
     # --- what the control plane says ---
 
@@ -321,12 +280,17 @@ class Supervisor:
         elif isinstance(event, Claimed):
             self._on_claimed(event.order)
         elif isinstance(event, Ordered):
-            if self._phase == "running":
+            if self._phase == "running" and self._is_at_hand(event.execution_id):
                 self._interrupt_child(CANCELLED, self._assignment().grace_s)
+        elif isinstance(event, Handed):
+            self._on_handed(event)
+        elif isinstance(event, Dismissed):
+            self._on_dismissed()
         elif isinstance(event, Sent):
             self._is_accepted = self._is_accepted or event.is_end
-        elif isinstance(event, Refused) and not (event.is_watch and self._phase == "ended"):
-            # Where its end was accepted, the watch is refused as a matter of course.
+        elif event.watched is None or (
+            self._phase == "running" and self._is_at_hand(event.watched)
+        ):  # where an end was accepted, its watch is refused as a matter of course
             self._give_up(event.reason)
 
     def _on_assigned(self, assigned: Assigned) -> None:
@@ -334,8 +298,10 @@ class Supervisor:
             return
         assignment = assigned.assignment
         self._assigned = assigned
-        self._next_number = assignment.first_value_number
+        self._serving = Serving(assignment)
         self._log.limit(assignment.log_limit_bytes)
+        if assignment.execution_id:
+            self._execution = Execution(first_task(assignment))
         self._folders.make_work_dir(assigned.code_dir)
         if assignment.kind == "describe":
             self._timers["timeout"] = monotonic() + assignment.timeout_s
@@ -357,45 +323,132 @@ class Supervisor:
         if self._phase != "claiming":
             return
         self._timers.pop("patience", None)
-        now = self._began = monotonic()
-        self._phase = "running"
-        if self._interrupt is not None or order == "cancel":
-            before = CANCELLED if self._interrupt is None else self._interrupt.order
-            self._finish(end_before_start(before))
+        execution = self._at_hand()
+        if execution.interrupt is not None or order == "cancel":
+            interrupt = execution.interrupt
+            self._finish(end_before_start(CANCELLED if interrupt is None else interrupt.order))
             self._kill()
         elif self._death is not None:
+            self._phase = "running"
             self._finish_dead(self._death)
         else:
-            self._timers["timeout"] = now + self._assignment().timeout_s
-            self._timers["watch"] = now + WATCH_AFTER_S
-            self._tell("run")
+            self._run(execution, None)
+
+    # --- one invocation after another ---
+
+    def _run(self, execution: Execution, task: Optional[wire.Task]) -> None:
+        """Lets the child run the invocation at hand."""
+        now = execution.begin()
+        self._phase = "running"
+        self._timers["timeout"] = now + self._assignment().timeout_s
+        self._timers["watch"] = now + WATCH_AFTER_S
+        self._tell("run", number=execution.number, task=wire.to_plain(task))
+
+    def _on_end(self, end: wire.ExecutionEnd, execution: Execution) -> None:
+        """The child has told an end. Unless it was interrupted it may serve another when it is as it was."""
+        execution.end = end
+        if execution.interrupt is not None or not self._served().may_go_on:
+            self._finish(end)
+            return
+        self._phase = "restoring"
+        self._forget_timers()
+        self._timers["restore"] = monotonic() + RESTORE_S
+
+    def _on_restored(self, unclean: str, execution: Execution) -> None:
+        self._timers.pop("restore", None)
+        try:
+            kill_children(self._own_children)
+        except NotRestored as error:
+            unclean = unclean or str(error)
+        self._output.drain()
+        if unclean:
+            self._log.note(f"Its worker is replaced, not used again: {unclean}.")
+        if unclean or not self._served().may_go_on:
+            self._finish(self._ended())
+            return
+        self._output.turn_to(self._log)
+        self._log.end()
+        self._served().keep_end(execution.last_report())
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Begins with the next task that is held, or asks for one."""
+        if not self._served().has_held:
+            self._ask()
+            return
+        task = self._served().next_held()
+        self._oom.begin()
+        self._log = log_of(task, self._launch)
+        self._log.limit(self._assignment().log_limit_bytes)
+        self._output.turn_to(self._log)
+        self._execution = Execution(task)
+        self._run(self._execution, task)
+
+    def _ask(self, import_ms: float = 0.0) -> None:
+        self._phase = "asking"
+        self._request = self._served().request(import_ms=import_ms)
+        self._reports.ask(self._request)
+
+    def _on_handed(self, handed: Handed) -> None:
+        if self._phase == "asking":
+            self._served().take(handed.tasks)
+            self._go_on()
+
+    def _on_dismissed(self) -> None:
+        if self._phase == "asking":
+            self._phase = "ended"
+            self._is_accepted = True
+            self._let_go()
+
+    def _leave(self) -> None:
+        """Ends a worker that asks for a task. What it was asking with is in doubt, and is asked and told once more."""
+        self._phase = "ended"
+        assert self._request is not None, "it asks"
+        request = self._request.replace(wait_s=0.0)
+        self._reports.leave(request)
+        patience_s = PREEMPTION_GRACE_S if request.reports else LAST_QUESTION_S
+        self._timers["patience"] = monotonic() + patience_s
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """The child has nothing more to do: it runs its exit handlers and exits, or is killed."""
+        if self._death is None:
+            self._timers["leave"] = monotonic() + LEAVE_S
+            if self._assignment().max_invocations != 1 or not self._assignment().execution_id:
+                self._tell("leave")
 
     # --- interrupts and ends ---
 
     def _on_term(self) -> None:
         """SIGTERM from outside: the machine, or the runner, wants this worker to end."""
+        if self._assigned is not None:
+            self._served().stop()
         if self._phase == "starting":
             self._give_up("terminated before its claim")
         elif self._phase == "claiming":
-            self._interrupt = Interrupt(PREEMPTED, 0.0, is_delivered=False)
+            self._at_hand().interrupt = Interrupt(PREEMPTED, 0.0, is_delivered=False)
             self._timers["patience"] = monotonic() + CLAIM_PATIENCE_S
         elif self._phase == "running":
             grace_s = min(self._assignment().grace_s, PREEMPTION_GRACE_S)
             self._interrupt_child(PREEMPTED, grace_s)
             if "kill" in self._timers:  # else it is killed already
                 self._timers["kill"] = min(self._timers["kill"], monotonic() + grace_s)
-        else:
+        elif self._phase == "asking":
+            self._leave()
+        elif self._phase == "ended":
             self._timers["patience"] = monotonic() + PREEMPTION_GRACE_S
 
     def _interrupt_child(self, order: bytes, grace_s: float) -> None:
-        """Rings an interrupt into the child; the first one stays."""
-        if self._interrupt is not None:
+        """Rings an interrupt into the child; the first one stays. Its worker is not used again."""
+        execution = self._at_hand()
+        if execution.interrupt is not None:
             return
-        self._interrupt = Interrupt(order, grace_s, is_delivered=False)
+        execution.interrupt = Interrupt(order, grace_s, is_delivered=False)
+        self._reports.add(self._served().give_back())
         self._timers.pop("timeout", None)
         self._timers["kill"] = monotonic() + grace_s
         try:
-            os.write(self._child.orders, order)
+            os.write(self._child.orders, order_for(execution.number, order))
         except OSError:  # the user's code has closed the other end
             return
         self._ring()
@@ -404,18 +457,32 @@ class Supervisor:
         """Rings until the child says that it heard: a ring may fall between two moments of the user's code."""
         if self._death is None:
             os.kill(self._child.pid, signal.SIGUSR2)
-            self._timers["ring"] = monotonic() + self._ring_pause_s
-            self._ring_pause_s = min(2 * self._ring_pause_s, LONGEST_RING_PAUSE_S)
+            self._timers["ring"] = self._at_hand().next_ring()
 
     def _finish(self, end: wire.ExecutionEnd) -> None:
-        """Fixes the end and has it sent. The log is complete before."""
+        """Fixes the end of the last execution and has it sent. The log is complete before."""
         self._phase = "ended"
+        self._forget_timers()
+        self._output.drain()
+        execution = self._at_hand()
+        execution.end = end
+        served = self._served()
+        self._reports.finish([*served.take_ends(), execution.last_report(), *served.give_back()])
+        self._let_go()
+
+    def _finish_unready(self, error: wire.FunctionError) -> None:
+        """``main.py`` could not be imported: the end of the execution, or of a worker that was started ahead."""
+        if self._execution is not None:
+            self._finish(end_of_import(error))
+            return
+        self._output.drain()
+        self._status = 1
+        self._give_up(error.message)
+
+    def _forget_timers(self) -> None:
+        """Those of an execution that has ended."""
         for name in ("timeout", "ring", "kill", "watch", "channel"):
             self._timers.pop(name, None)
-        self._output.drain()
-        self._reports.finish(end)
-        if self._death is None:
-            self._timers["leave"] = monotonic() + LEAVE_S
 
     def _describe(self, described: wire.Described) -> None:
         if self._phase == "starting":
@@ -464,6 +531,14 @@ class Supervisor:
         self._stop_reading()
         if self._phase in ("starting", "running"):
             self._finish_dead(death)
+        elif self._phase == "restoring":
+            self._finish(self._ended())
+        elif self._phase == "asking":
+            say(
+                self._launch,
+                f"its child {death.describe(self._memory_mib())} between two executions",
+            )
+            self._leave()
         processes.kill_remaining_children()
 
     def _finish_dead(self, death: Death) -> None:
@@ -480,9 +555,12 @@ class Supervisor:
             error = wire.ErrorBody("import_failed", f"{failed}.", hint)
             self._describe(wire.Described(error=error))
         elif self._phase == "starting":
-            self._finish(end_of_import(wire.FunctionError(failed)))
+            self._finish_unready(wire.FunctionError(failed))
         else:
-            self._finish(end_of_death(death, self._interrupt, self._memory_mib(), self._run_ms()))
+            execution = self._at_hand()
+            self._finish(
+                end_of_death(death, execution.interrupt, self._memory_mib(), execution.run_ms())
+            )
 
     # --- time ---
 
@@ -503,7 +581,10 @@ class Supervisor:
         elif name == "ring":
             self._ring()
         elif name == "watch":
-            Watch(self._launch.api_url, self._assignment(), self._mailbox).start()
+            self._watch_it()
+        elif name == "restore":
+            self._log.note("Its worker is replaced, not used again: it has not come to rest.")
+            self._finish(self._ended())
         elif name == "patience":
             self._give_up("terminated")
         elif name == "kill":
@@ -533,11 +614,26 @@ class Supervisor:
         """Its limit, which may be more than its function's setting."""
         return self._launch.memory_mib or self._assignment().memory_mib
 
-    def _execution_id(self) -> str:
-        return self._assignment().execution_id
+    def _served(self) -> Serving:
+        assert self._serving is not None, "asked for before there was an assignment"
+        return self._serving
 
-    def _run_ms(self) -> float:
-        return round((monotonic() - self._began) * 1000, 3)
+    def _at_hand(self) -> Execution:
+        assert self._execution is not None, "asked for before there was one"
+        return self._execution
+
+    def _is_at_hand(self, execution_id: str) -> bool:
+        return self._execution is not None and self._execution.id == execution_id
+
+    def _ended(self) -> wire.ExecutionEnd:
+        end = self._at_hand().end
+        assert end is not None, "it has ended"
+        return end
+
+    def _watch_it(self) -> None:
+        if self._watch is None:
+            self._watch = Watch(self._launch.api_url, self._assignment().token, self._mailbox)
+        self._watch.turn_to(self._at_hand().id)
 
     def _tell(self, kind: str, **fields: object) -> None:
         try:

@@ -101,6 +101,19 @@ class Run:
         self._bench.starter.wait_for(lambda: self.id in self._bench.starter.pids)
         return self._bench.starter.pids[self.id]
 
+    def hand(self, *args, **task):
+        """One more invocation for this worker, when it asks."""
+        record = self._bench.plane.hand(self.id, input=encode_input(args, {}), **task)
+        return Later(self, record)
+
+    def wait_asking(self, number):
+        """Waits until it asks for its ``number``th invocation."""
+        self._bench.plane.wait_for(lambda: [r for r in self.record.nexts if r.number == number])
+        return self
+
+    def dismiss(self):
+        self._bench.plane.dismiss(self.id)
+
     def wait_claimed(self):
         self._bench.plane.wait_for(lambda: self.record.claims)
         return self
@@ -156,6 +169,18 @@ class Run:
         return found
 
 
+class Later(Run):
+    """One more invocation of a worker."""
+
+    def __init__(self, run, record):
+        self.id = record.assignment.execution_id
+        folder = Path(run.launch.log_file or "/nowhere").parent
+        self.launch = run.launch.replace(log_file=str(folder / f"{self.id}.jsonl"))
+        self.record = record
+        self.process = run.process
+        self._bench = run._bench
+
+
 class Bench:
     """Starts workers: ``bench.run("@mn.function()\\ndef f(): …")``."""
 
@@ -176,6 +201,7 @@ class Bench:
         files=None,
         dotenv=None,
         launch=None,
+        is_ahead=False,
         **assignment,
     ):
         """A worker that runs ``f(*args)`` of a ``main.py`` with this text."""
@@ -206,6 +232,7 @@ class Bench:
         return self.launch(
             self.plane.assign(
                 Assignment(**{**fields, **assignment}),
+                is_ahead=is_ahead,
                 worker_id=f"wrk-{os.getpid()}-{time.monotonic_ns()}",
                 **{**paths, **(launch or {})},
             ),
@@ -233,6 +260,7 @@ class Bench:
     def clean_up(self):
         """Every worker is gone, of itself, and nothing of it is left."""
         for run in self._runs:
+            run.dismiss()
             run.gone()
             assert run.leftovers() == []
             assert not os.path.exists(run.launch.work_dir)
