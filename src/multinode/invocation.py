@@ -59,7 +59,7 @@ class Invocation:
 
     ``error`` is ``ValueError: bad bound`` for an exception in the function, or how its worker ended; None where nothing
     failed. ``terminated`` says that it has ended and nothing of its worker is left. ``pending_reason`` says why a PENDING one
-    does not run yet.
+    does not run yet, ``next_try_at`` when it is due, where it waits for a time: a delay, a retry, another try to make its worker.
     """
 
     invocation_id: str
@@ -80,6 +80,7 @@ class Invocation:
     traceback: str = field(default="", repr=False)
     encoded_result: Optional[str] = field(default=None, repr=False)
     """The result as jsonpickle text."""
+    next_try_at: Optional[datetime] = None
 
     @property
     def result(self) -> Any:
@@ -407,6 +408,7 @@ def _invocation(info: wire.InvocationInfo) -> Invocation:
         error_type=info.error.type if info.error else "",
         traceback=info.error.traceback if info.error else "",
         encoded_result=info.result,
+        next_try_at=_moment(info.next_try_at) if info.next_try_at else None,
     )
 
 

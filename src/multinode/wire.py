@@ -341,7 +341,8 @@ class StartAnswer(Record):
 class InvocationInfo(Record):
     """One invocation. ``revision`` grows with every change; give it back to wait for the next one.
 
-    ``terminated`` is True when the status is final and no worker of it is left.
+    ``terminated`` is True when the status is final and no worker of it is left. ``next_try_at`` is when a PENDING one is due
+    that waits for a time: a delay, a retry, another try to make its worker.
     """
 
     invocation_id: str
@@ -365,6 +366,7 @@ class InvocationInfo(Record):
     cancel_requested_at: Optional[str] = None
     unreachable: bool = False
     """Whether its worker has been silent for 30 s and the runner says that it lives."""
+    next_try_at: Optional[str] = None
     plain_result: Optional[Any] = None
     """``result`` as plain JSON, where that was asked for with ``plain``."""
 
@@ -383,6 +385,7 @@ class InvocationItem(Record):
     started_at: Optional[str]
     finished_at: Optional[str]
     unreachable: bool = False
+    next_try_at: Optional[str] = None
 
 
 class InvocationList(Record):

@@ -167,6 +167,11 @@ def pending_reason(facts: PendingFacts, now: float) -> str:
     return "waiting for room on this machine"
 
 
+def next_try_at(facts: PendingFacts) -> float | None:
+    """When it is due, where it waits for a time (POSIX seconds); None where what it waits for has no time."""
+    return facts.due_at if facts.worker_state is None and facts.waiting == "delayed" else None
+
+
 def _utc(seconds: float) -> str:
     from datetime import datetime, timezone
 

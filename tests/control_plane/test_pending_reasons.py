@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,16 @@ async def no_cpu_left(plane: Plane) -> str:
 async def no_memory_left(plane: Plane) -> str:
     await plane.deploy(memory_mib=3000)
     await plane.start()
+    return await plane.start()
+
+
+async def behind_an_older_one(plane: Plane) -> str:
+    """There is room for it, but not for the one before it."""
+    await plane.deploy("running", code="b" * 64, cpu=3.0)
+    await plane.deploy("large", code="c" * 64, cpu=2.0)
+    await plane.deploy(cpu=1.0)
+    await plane.start("running")
+    await plane.start("large")
     return await plane.start()
 
 
@@ -110,14 +121,17 @@ class Case:
     arrange: Callable[[Plane], Awaitable[str]]
     documented: str
     said: str
+    due_in_s: float | None = None
+    """In how many seconds it is tried again; None where that is not known."""
 
 
 CASES = [
     Case(second_of_one, "waiting for max_concurrency (10 of 10 in use)", r".*\(1 of 1 in use\)"),
     Case(no_cpu_left, "waiting for room on this machine", ".*"),
     Case(no_memory_left, "waiting for room on this machine", ".*"),
-    Case(one_failed, "retry in 8 s", "retry in (60|5.) s"),
-    Case(later, "delayed until 2026-01-31 12:00:00 UTC", ".*"),
+    Case(behind_an_older_one, "waiting for room on this machine", ".*"),
+    Case(one_failed, "retry in 8 s", "retry in (60|5.) s", 60),
+    Case(later, "delayed until 2026-01-31 12:00:00 UTC", ".*", 3600),
     Case(being_made, "starting a worker", ".*"),
     Case(made, "waiting for its worker to come up", ".*"),
     Case(connected, "importing main.py", ".*"),
@@ -125,11 +139,13 @@ CASES = [
         not_made,
         "… (next try in 4 s)",
         r"worker could not be made: no space for its folder \(next try in \d+ s\)",
+        60,
     ),
     Case(
         lost_early,
         "… (next try in 4 s)",
         r"worker could not be made: it ended before it was ready \(next try in \d+ s\)",
+        60,
     ),
     Case(stopping, "waiting for the next start of the control plane, which is stopping", ".*"),
 ]
@@ -178,6 +194,20 @@ class Shown:
             title.partition("PENDING (")[2].rpartition(")")[0],
         ]
 
+    def times(self, invocation_id: str) -> list[datetime | None]:
+        """When it is tried again, in each place where that stands."""
+        fn = get_deployed_function(project_name="shop", function_name="f")
+        lines = self.command("describe", invocation_id).splitlines()
+        told = [x.partition("next try")[2].strip() for x in lines if x.startswith("  next try")]
+        listed = [x for x in self.data("ps") if x["invocation_id"] == invocation_id]
+        texts = [
+            told[0] if told else None,
+            listed[0]["next_try_at"],
+            self.data("describe", invocation_id)["next_try_at"],
+        ]
+        found = [datetime.fromisoformat(text) if text else None for text in texts]
+        return [fn.get(invocation_id).next_try_at, *found]
+
 
 @pytest.fixture
 def shown(served: ServedPlane, capsys: Any, monkeypatch: Any) -> Shown:
@@ -196,6 +226,13 @@ def test_a_reason_is_shown_everywhere(
     for reason in shown.reasons(invocation_id):
         assert re.fullmatch(as_documented, reason)
         assert re.fullmatch(case.said, reason)
+    (due_at,) = set(shown.times(invocation_id))  # the same everywhere
+    if case.due_in_s is None:
+        assert due_at is None
+    else:
+        assert due_at is not None
+        in_s = (due_at - datetime.now(timezone.utc)).total_seconds()
+        assert case.due_in_s * 0.75 - 10 < in_s < case.due_in_s * 1.25
 
 
 def test_nothing_is_said_of_what_runs_or_has_ended(served: ServedPlane) -> None:
@@ -210,6 +247,23 @@ def test_nothing_is_said_of_what_runs_or_has_ended(served: ServedPlane) -> None:
         return [running.pending_reason, ended.pending_reason]
 
     assert served.do(look(served.plane)) == [None, None]
+
+
+def test_what_a_running_function_has_started_goes_ahead_of_who_waits_for_room(
+    served: ServedPlane,
+) -> None:
+    async def look(plane: Plane) -> list[str | None]:
+        await plane.deploy("large", code="b" * 64, cpu=3.0)
+        await plane.deploy(cpu=1.5)
+        parent = await plane.start()
+        await plane.claim(parent)
+        older = await plane.start("large")
+        child, orphan = await plane.start(parent_id=parent), await plane.start()
+        await plane.exchange(await plane.launch_of(child))
+        return [(await plane.info(one)).pending_reason for one in (older, child, orphan)]
+
+    room = "waiting for room on this machine"
+    assert served.do(look(served.plane)) == [room, "importing main.py", room]
 
 
 def test_what_a_running_function_has_started_is_not_held_back_by_a_stop(

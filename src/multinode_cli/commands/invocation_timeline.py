@@ -56,6 +56,8 @@ def _facts(detail: InvocationDetail) -> list[tuple[str, str]]:
         ("input", _short(json.dumps(input_data(detail), ensure_ascii=False), _LONGEST_INPUT)),
         ("created", f"{invocation.created_at} ({age(invocation.created_at)} ago)"),
     ]
+    if invocation.next_try_at:
+        facts.append(("next try", invocation.next_try_at))
     if invocation.parent_id:
         facts.append(("parent", invocation.parent_id))
     if invocation.started_at:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -154,15 +155,22 @@ def live_worker(connection: sa.Connection, invocation_id: str) -> Row | None:
     return connection.execute(_LIVE_WORKER, {"id": invocation_id}).first()
 
 
-def reason(
-    connection: sa.Connection, row: Row, now: float, *, draining: bool
-) -> tuple[str | None, bool]:
-    """Why it is pending (None where it is not), and whether its worker is unreachable."""
+@dataclass(frozen=True)
+class State:
+    """What is computed when somebody looks: why it is pending and, where it waits for a time, for which (POSIX seconds)."""
+
+    pending_reason: str | None = None
+    next_try_at: float | None = None
+    unreachable: bool = False
+
+
+def state(connection: sa.Connection, row: Row, now: float, *, draining: bool) -> State:
+    """The invocation's."""
     if decide.is_final(row.status):
-        return None, False
+        return State()
     worker = live_worker(connection, row.invocation_id)
     if row.status != wire.PENDING:
-        return None, bool(worker is not None and worker.unreachable)
+        return State(unreachable=bool(worker is not None and worker.unreachable))
     queue = statements.one(connection, queues, project=row.project, function=row.function)
     facts = decide.PendingFacts(
         waiting=row.waiting,
@@ -174,7 +182,7 @@ def reason(
         max_concurrency=queue.max_concurrency,
         held_back=draining and row.parent_id is None,
     )
-    return decide.pending_reason(facts, now), False
+    return State(decide.pending_reason(facts, now), decide.next_try_at(facts))
 
 
 def error_of(plain: Any) -> wire.FunctionError | None:
@@ -186,7 +194,7 @@ def info(
     connection: sa.Connection, row: Row, now: float, *, draining: bool = False
 ) -> wire.InvocationInfo:
     """The invocation as clients see it. ``draining``: the control plane makes no new workers, but for children."""
-    pending, unreachable = reason(connection, row, now, draining=draining)
+    found = state(connection, row, now, draining=draining)
     return wire.InvocationInfo(
         invocation_id=row.invocation_id,
         project=row.project,
@@ -195,7 +203,7 @@ def info(
         status=row.status,
         result=row.result,
         error=error_of(row.error),
-        pending_reason=pending,
+        pending_reason=found.pending_reason,
         num_failed_attempts=row.num_failed_attempts,
         created_at=model.to_time(row.created_at),
         started_at=model.to_time_or_none(row.started_at),
@@ -205,7 +213,8 @@ def info(
         revision=row.revision,
         parent_id=row.parent_id,
         cancel_requested_at=model.to_time_or_none(row.cancel_requested_at),
-        unreachable=unreachable,
+        unreachable=found.unreachable,
+        next_try_at=model.to_time_or_none(found.next_try_at),
     )
 
 
@@ -213,17 +222,18 @@ def item(
     connection: sa.Connection, row: Row, now: float, *, draining: bool = False
 ) -> wire.InvocationItem:
     """The invocation as a line of a list."""
-    pending, unreachable = reason(connection, row, now, draining=draining)
+    found = state(connection, row, now, draining=draining)
     return wire.InvocationItem(
         invocation_id=row.invocation_id,
         project=row.project,
         function=row.function,
         version_id=row.version_id,
         status=row.status,
-        pending_reason=pending,
+        pending_reason=found.pending_reason,
         num_failed_attempts=row.num_failed_attempts,
         created_at=model.to_time(row.created_at),
         started_at=model.to_time_or_none(row.started_at),
         finished_at=model.to_time_or_none(row.finished_at),
-        unreachable=unreachable,
+        unreachable=found.unreachable,
+        next_try_at=model.to_time_or_none(found.next_try_at),
     )
