@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 DESCRIBE_TIMEOUT_S = 300.0
 UNREACHABLE_GRACE_S = 10.0
+STALLED_S = 1.0
+"""What takes longer than this, and should take no time, was held up with all else: words of workers lie unread."""
 STORE_AGAIN_S = 1.0
 """First pause before what the store had no room for is written again; doubles up to a minute."""
 LONGEST_STORE_AGAIN_S = 60.0
@@ -318,12 +320,16 @@ class Scheduler:
             self._leases[worker_id].open_requests -= 1
 
     def _arm_silence(self, delay_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._silence_timer = loop.call_later(delay_s, lambda: self._spawn(self._ask_for_silent()))
+        due_at = time.monotonic() + delay_s
+        self._silence_timer = asyncio.get_running_loop().call_later(
+            delay_s, lambda: self._spawn(self._ask_for_silent(due_at))
+        )
 
-    async def _ask_for_silent(self) -> None:
+    async def _ask_for_silent(self, due_at: float) -> None:
         """Asks the runner for each worker that has been silent too long; silence is not death."""
         settings = self.context.settings
+        self._forgive(due_at)
+        began_at = time.monotonic()
         for worker_id, lease in list(self._leases.items()):
             silent_s = 0.0 if lease.open_requests else time.monotonic() - lease.heard_at
             if silent_s < settings.silence_s or lease.stopped or worker_id in self._starts:
@@ -340,9 +346,20 @@ class Scheduler:
                 await self._store(
                     partial(executions.set_unreachable, worker_id=worker_id, unreachable=True)
                 )
+        self._forgive(began_at)
         self._silence_timer = None
         if self._leases:
             self._arm_silence(self._next_silence())
+
+    def _forgive(self, since: float) -> None:
+        """Begins all leases anew where much more time has passed since then than should have: it was this process that was silent.
+
+        It was stopped, or its machine suspended; nobody could be heard.
+        """
+        now = time.monotonic()
+        if now - since > STALLED_S:
+            for lease in self._leases.values():
+                lease.heard_at = now
 
     def _next_silence(self) -> float:
         """Seconds until the next lease could be over."""

@@ -12,6 +12,7 @@ from tests.control_plane.told_plane import Plane, on_plane
 from multinode import wire
 from multinode.errors import StorageFull
 from multinode_control_plane.runners import WorkerEnd
+from multinode_control_plane.scheduler import STALLED_S
 from multinode_control_plane.service import invocations
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -161,11 +162,28 @@ def test_a_silent_worker_is_shown_as_unreachable_and_stopped_once(tmp_path: Path
             return bool(plane.runner.stops)
 
         await plane.until(is_stopped)
-        await plane.scheduler._ask_for_silent()
-        await plane.scheduler._ask_for_silent()
+        await plane.scheduler._ask_for_silent(time.monotonic())
+        await plane.scheduler._ask_for_silent(time.monotonic())
         assert plane.runner.stops == [launch.worker_id]
 
     on_plane(tmp_path, test, silence_s=0.1, unreachable_s=0.2)
+
+
+def test_a_control_plane_that_was_stopped_itself_gives_nobody_up_for_it(tmp_path: Path) -> None:
+    async def test(plane: Plane) -> None:
+        await plane.deploy()
+        await plane.claim(await plane.start())
+        plane.scheduler.heard((await plane.launched()).worker_id)
+        time.sleep(STALLED_S + 2.5)  # noqa: ASYNC251, RUF100 - nothing of it runs meanwhile
+        awake_at = time.monotonic()
+
+        async def is_stopped() -> bool:
+            return bool(plane.runner.stops)
+
+        await plane.until(is_stopped)
+        assert time.monotonic() - awake_at > 1.5, "its worker had no time to be heard"
+
+    on_plane(tmp_path, test, silence_s=0.5, unreachable_s=1.5)
 
 
 def test_an_end_that_the_full_disk_refused_is_stored_when_there_is_room(
