@@ -1,4 +1,4 @@
-"""checkov's rules for AWS, without a network; where it was brought: `.ci/terraform .terraform-bench checkov`, 270 MB that CI does without."""
+"""checkov's rules for AWS, without a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.terraform.bench import BENCH, MODULE
+from tests.terraform.bench import BENCH, MODULE, missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 PROGRAM = BENCH / "checkov" / "bin" / "checkov"
@@ -17,7 +17,7 @@ PROGRAM = BENCH / "checkov" / "bin" / "checkov"
 
 def test_all_rules_pass_but_those_that_are_listed_with_reasons(tmp_path: Path) -> None:
     if not PROGRAM.exists():
-        pytest.skip("checkov is not here: run `.ci/terraform .terraform-bench checkov`")
+        missing("there is no checkov here")
     for path in MODULE.glob("*.tf"):  # without its own configuration, which checkov would read
         shutil.copy(path, tmp_path)
     options = ["--framework", "terraform", "--skip-download", "--quiet", "--compact", "-o", "json"]
