@@ -24,7 +24,7 @@ SECONDS: Mapping[str, int] = {
     "acceptance/test_messages.py": 70,
     "acceptance/test_docker.py": 63,
     "acceptance/test_move_store.py": 57,
-    "acceptance/test_endings.py": 100,
+    "acceptance/test_endings.py": 200,
     "acceptance/test_ecs_deploy.py": 60,
     "acceptance/test_ecr.py": 60,
     "acceptance/test_backup.py": 37,

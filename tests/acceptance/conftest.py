@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 import docker
 import pytest
 from tests.acceptance.docker_product import BuiltDockerProduct
-from tests.acceptance.ecs_product import EcsProduct
+from tests.acceptance.ecs_product import EcsProduct, place_in
 from tests.acceptance.product import Product
 from tests.aws.stand_in import StandIn
 from tests.hand_made_image import needs_engine
@@ -53,14 +53,23 @@ def make_product(request, pytestconfig, tmp_path_factory):
         return
     needs_engine()
     shared = tmp_path_factory.getbasetemp()
+    shared.chmod(0o755)  # functions run as another user
     if request.param == "ecs":
-        with StandIn(tmp_path_factory.mktemp("aws"), keeps_tags=True) as aws:
-            yield lambda folder: EcsProduct(folder, aws, shared)
+        aws, place = request.getfixturevalue("tasks_of_all")
+        yield lambda folder: EcsProduct(folder, aws, place)
         return
     with closing(
         SharingEngine(tmp_path_factory.mktemp("engine") / "docker.sock", shared)
     ) as engine:
-        yield lambda folder: BuiltDockerProduct(folder, engine, shared)
+        yield lambda folder: BuiltDockerProduct(folder, engine)
+
+
+@pytest.fixture(scope="session")
+def tasks_of_all(tmp_path_factory):
+    """A stand-in for AWS that modules share, since the first push of a base image takes longest; and the place in it."""
+    with StandIn(tmp_path_factory.mktemp("aws"), keeps_tags=True) as aws:
+        aws.set(shared_folder=str(tmp_path_factory.getbasetemp()))
+        yield aws, place_in(aws)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import io
 import tarfile
 from contextlib import closing
 
+import docker
 from tests.acceptance.product import Product
 from tests.hand_made_image import build_image
 
@@ -23,8 +24,8 @@ from multinode.wire import (
 )
 
 
-class DockerProduct(Product):
-    """A server with the docker runner. ``deploy`` is by hand, with an image made by hand in the engine of ``environ``."""
+class ContainerProduct(Product):
+    """A server with the docker runner."""
 
     def __init__(self, folder, engine_url=""):
         super().__init__(folder)
@@ -32,14 +33,26 @@ class DockerProduct(Product):
         if engine_url:
             self.environ["DOCKER_HOST"] = engine_url
 
-    def deploy(self, main, dotenv=None, project="shop"):
-        with closing(self.client()) as client:
-            return deploy_by_hand(client, self.environ, main, dotenv, project)
-
     @property
     def label(self):
         installation = (self.folder / "home" / "server" / "installation").read_text()
         return f"multinode.installation={installation}"
+
+    def workers_left(self):
+        """The ids of containers."""
+        url = self.environ.get("DOCKER_HOST")
+        with closing(docker.DockerClient(url) if url else docker.from_env()) as engine:
+            label = {"label": [self.label, "multinode.worker"]}
+            found = engine.containers.list(all=True, filters=label, ignore_removed=True)
+            return [each.id for each in found]
+
+
+class DockerProduct(ContainerProduct):
+    """``deploy`` is by hand, with an image made by hand in the engine of ``environ``."""
+
+    def deploy(self, main, dotenv=None, project="shop"):
+        with closing(self.client()) as client:
+            return deploy_by_hand(client, self.environ, main, dotenv, project)
 
 
 def deploy_by_hand(client, environ, main, dotenv=None, project="shop"):
@@ -76,13 +89,11 @@ def deploy_by_hand(client, environ, main, dotenv=None, project="shop"):
     )
 
 
-class BuiltDockerProduct(Product):
-    """A server with the docker runner, whose functions see ``shared`` under its own path; deploys build its images."""
+class BuiltDockerProduct(ContainerProduct):
+    """Deploys build the images, in any engine with a ``url``."""
 
-    def __init__(self, folder, engine, shared):
-        super().__init__(folder)
-        shared.chmod(0o755)  # functions run as another user
-        self.environ.update(MULTINODE_RUNNER="docker", DOCKER_HOST=engine.url)
+    def __init__(self, folder, engine):
+        super().__init__(folder, engine.url)
 
     def call(self, *arguments, timeout_s=300, **variables):
         """With time for a first build on a busy machine."""

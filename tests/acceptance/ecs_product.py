@@ -1,5 +1,6 @@
 """The product with the ``ecs`` runner: the real command and a real server, on the tests' stand-in for AWS."""
 
+import secrets
 import socket
 
 import docker
@@ -9,28 +10,42 @@ REPOSITORY = "functions"
 
 
 class EcsProduct(Product):
-    """A server whose functions are tasks of ``aws``, which see ``shared`` under its own path."""
+    """A server whose functions are tasks of ``aws``, with a name of its own there; see `place_in`."""
 
-    def __init__(self, folder, aws, shared):
+    def __init__(self, folder, aws, place):
         super().__init__(folder)
-        made = aws.make_cluster()
-        aws.client("ecr").create_repository(
-            repositoryName=REPOSITORY, imageTagMutability="IMMUTABLE"
-        )
-        shared.chmod(0o755)  # a task runs as another user
-        aws.set(shared_folder=str(shared))
-        url = f"http://{_gateway()}:{_free_port()}"
-        self.environ.update(
-            aws.environ,
-            MULTINODE_RUNNER="ecs",
-            MULTINODE_REGISTRY=f"ecr:{REPOSITORY}",
-            MULTINODE_WORKER_URL=url,
-            **{f"MULTINODE_ECS_{name.upper()}": value for name, value in made.items()},
-        )
+        self._aws = aws
+        self._name = f"t{secrets.token_hex(4)}"
+        self.environ.update(place, MULTINODE_ECS_NAME=self._name, MULTINODE_WORKER_URL=worker_url())
 
     def call(self, *arguments, timeout_s=300, **variables):
         """With time for a first push of an image on a busy machine."""
         return super().call(*arguments, timeout_s=timeout_s, **variables)
+
+    def workers_left(self):
+        """The ARNs of its tasks that have not stopped."""
+        return [
+            each["arn"]
+            for each in self._aws.tasks()
+            if each["tags"]["multinode:installation"] == self._name and each["status"] != "STOPPED"
+        ]
+
+
+def place_in(aws):
+    """Makes a cluster and a repository; the variables of servers that use them."""
+    made = aws.make_cluster()
+    aws.client("ecr").create_repository(repositoryName=REPOSITORY, imageTagMutability="IMMUTABLE")
+    return {
+        **aws.environ,
+        "MULTINODE_RUNNER": "ecs",
+        "MULTINODE_REGISTRY": f"ecr:{REPOSITORY}",
+        **{f"MULTINODE_ECS_{name.upper()}": value for name, value in made.items()},
+    }
+
+
+def worker_url():
+    """Where tasks will reach a server of this machine; its port is free."""
+    return f"http://{_gateway()}:{_free_port()}"
 
 
 def _gateway():

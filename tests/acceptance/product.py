@@ -71,3 +71,7 @@ class Product:
     def client(self) -> Client:
         """A client with this user's key."""
         return Client(self.server["url"], self.server["key"])
+
+    def workers_left(self) -> list[str]:
+        """What there is of workers where the runner makes them."""
+        return [path.name for path in (self.folder / "home" / "server" / "workers").glob("*")]

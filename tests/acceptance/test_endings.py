@@ -1,7 +1,11 @@
-"""How invocations end, on a real server: cancellation, timeouts, retries, and what is left of their processes."""
+"""How invocations end, on a real server: cancellation, timeouts, retries, and what is left of their processes.
+
+Where workers are containers or tasks nobody here knows their pids. What lives holds a lock on a file of the folder that all share.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +21,11 @@ from multinode.errors import (
     InvocationTimedOutError,
 )
 
+pytestmark = pytest.mark.timeout(400)
+"""The first test on ECS waits for an image."""
 GRACE_S = 1
 MAIN = """
-import asyncio, os, signal, socket, subprocess, time
+import asyncio, fcntl, os, signal, socket, subprocess, time
 from datetime import timedelta
 from pathlib import Path
 from multinode import Multinode
@@ -27,9 +33,13 @@ from multinode.errors import InvocationCancelledError
 
 mn = Multinode()
 
+def hold_lock(path):
+    file = open(path, "a")
+    fcntl.flock(file, fcntl.LOCK_SH)
+    return file
+
 if Path("{gate}").exists():
-    with open("{gate}", "a") as file:
-        file.write(str(os.getpid()) + " ")
+    imported = hold_lock("{gate}")
     time.sleep(60)
 
 def note(path, text="x"):
@@ -73,17 +83,26 @@ def hold_yielding(place, folder):
         note(folder + "/told")
         raise
 
-@mn.function(max_concurrency=1, queue_timeout=timedelta(seconds=1))
+@mn.function(max_concurrency=1)
 def alone(folder):
     note(folder + "/ready")
     time.sleep(60)
 
+@mn.function(cpu=8)
+def fill(folder):
+    note(folder + "/ready")
+    time.sleep(60)
+
+@mn.function(queue_timeout=timedelta(seconds=1))
+def impatient():
+    return "ran"
+
 @mn.function()
 def stubborn(folder):
     for apart in (False, True):
-        child = subprocess.Popen(["sleep", "1000"], start_new_session=apart)
-        note(folder + "/pids", str(child.pid))
-    note(folder + "/pids", str(os.getpid()))
+        with hold_lock(folder + "/lives-" + str(apart)) as file:
+            subprocess.Popen(["sleep", "1000"], start_new_session=apart, pass_fds=[file.fileno()])
+    own = hold_lock(folder + "/lives-itself")
     note(folder + "/ready")
     while True:
         try:
@@ -117,7 +136,7 @@ def picky(kind, folder):
         os.kill(os.getpid(), signal.SIGKILL)
     raise {{"OSError": OSError, "reset": ConnectionResetError, "missing": FileNotFoundError, "value": ValueError}}[kind]("no")
 
-@mn.function(start_timeout=timedelta(seconds=1))
+@mn.function(start_timeout=timedelta(seconds=3))
 def starts_slowly():
     return "started"
 
@@ -128,14 +147,23 @@ def greedy():
 
 
 @pytest.fixture(scope="module")
-def product(on_each_database: None, tmp_path_factory: Any) -> Iterator[Product]:
-    made = Product(tmp_path_factory.mktemp("endings"))
+def product(make_product: Callable[[Path], Product], tmp_path_factory: Any) -> Iterator[Product]:
+    made = make_product(tmp_path_factory.mktemp("endings"))
+    made.folder.chmod(0o755)  # for the gate
     made.environ |= {"MULTINODE_GRACE": str(GRACE_S), "MULTINODE_CAPACITY": "cpu=8,memory=3GiB"}
     made.write({"tasks/main.py": MAIN.format(gate=made.folder / "gate")})
-    made.run("server", "start", "--port", "0")
-    assert made.json("deploy")["created"]
-    yield made
-    made.run("server", "stop", "--now")
+    try:
+        made.run("server", "start", "--port", "0")
+        assert made.json("deploy")["created"]
+        yield made
+    finally:
+        made.run("server", "stop", "--now")
+
+
+@pytest.fixture(autouse=True)
+def _others_may_write(tmp_path: Path) -> None:
+    """A task runs as another user."""
+    tmp_path.chmod(0o777)
 
 
 @pytest.fixture
@@ -153,6 +181,7 @@ def gate(product: Product) -> Iterator[Path]:
     """While it exists, an import of main.py hangs."""
     path = product.folder / "gate"
     path.touch()
+    path.chmod(0o666)
     yield path
     path.unlink(missing_ok=True)
 
@@ -174,11 +203,14 @@ def words(path: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
-def lives(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def lives(path: Path) -> bool:
+    """Whether some process holds the lock on this file."""
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 # --- cancellation ---
@@ -224,11 +256,11 @@ def test_cancel_while_the_worker_starts(fn: Any, gate: Path) -> None:
     function = fn("greedy")
     invocation_id = function.start()
     until(lambda: function.get(invocation_id).pending_reason == "importing main.py")
-    until(lambda: words(gate))
+    until(lambda: lives(gate))
     function.cancel(invocation_id)
     assert function.get(invocation_id).status == "CANCELLED"
     assert ended(function, invocation_id).started_at is None
-    assert not any(lives(pid) for pid in words(gate))
+    assert not lives(gate)
 
 
 def test_what_ignores_it_is_killed_after_the_grace_with_all_it_started(
@@ -237,13 +269,14 @@ def test_what_ignores_it_is_killed_after_the_grace_with_all_it_started(
     function = fn("stubborn")
     invocation_id = function.start(str(tmp_path))
     until((tmp_path / "ready").exists)
-    assert all(lives(pid) for pid in words(tmp_path / "pids"))
+    processes = sorted(tmp_path.glob("lives-*"))
+    assert [lives(each) for each in processes] == [True] * 3
     function.cancel(invocation_id)
     found = ended(function, invocation_id)
     assert found.status == "CANCELLED"
     assert "killed: it had not ended 1 s after it was interrupted" in str(found.error)
     assert words(tmp_path / "told") == ["x"]
-    assert [pid for pid in words(tmp_path / "pids") if lives(pid)] == []
+    assert [lives(each) for each in processes] == [False] * 3
 
 
 def test_cancel_of_a_parent_cancels_its_children(fn: Any, tmp_path: Path) -> None:
@@ -281,16 +314,16 @@ def test_a_timeout_is_not_retried(fn: Any, tmp_path: Path) -> None:
 
 
 def test_queue_timeout_ends_what_waits_too_long(fn: Any, tmp_path: Path) -> None:
-    function = fn("alone")
-    running_id = function.start(str(tmp_path))
+    fill, impatient = fn("fill"), fn("impatient")
+    running_id = fill.start(str(tmp_path))
     until((tmp_path / "ready").exists)
-    waiting_id = function.start(str(tmp_path))
+    waiting_id = impatient.start()  # for room
     with pytest.raises(InvocationTimedOutError, match="queue_timeout"):
-        function.await_result(waiting_id)
-    assert function.get(waiting_id).started_at is None
-    assert function.get(running_id).status == "RUNNING"
-    function.cancel(running_id)
-    ended(function, running_id)
+        impatient.await_result(waiting_id)
+    assert impatient.get(waiting_id).started_at is None
+    assert fill.get(running_id).status == "RUNNING"
+    fill.cancel(running_id)
+    ended(fill, running_id)
 
 
 def test_start_timeout_gives_a_worker_up_at_no_retrys_cost(fn: Any, gate: Path) -> None:
@@ -303,8 +336,8 @@ def test_start_timeout_gives_a_worker_up_at_no_retrys_cost(fn: Any, gate: Path) 
             and found
         )
     )
-    assert "it was not ready within its start_timeout of 1 s" in reason
-    assert not any(lives(pid) for pid in words(gate))
+    assert "it was not ready within its start_timeout of 3 s" in reason
+    assert not lives(gate)
     gate.unlink()
     assert function.await_result(invocation_id) == "started"
     assert function.get(invocation_id).num_failed_attempts == 0
@@ -359,4 +392,4 @@ def test_more_memory_than_there_is_is_refused_at_deploy(product: Product) -> Non
 def test_nothing_is_left_when_all_has_ended(product: Product) -> None:
     until(lambda: product.json("server", "status")["workers"] == 0)
     assert product.json("ps") == []
-    assert list((product.folder / "home" / "server" / "workers").glob("*")) == []
+    assert product.workers_left() == []
