@@ -5,8 +5,9 @@ The table that these functions implement is in `docs/architecture.md`; the tests
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from multinode.limits import MAX_RETRY_DELAY_S
 from multinode.wire import (
@@ -103,31 +104,120 @@ class Room:
         return Room(self.cpu - taken.cpu, self.memory_mib - taken.memory_mib)
 
 
+Pool = tuple[str, str, str]
+"""Project, function and version: whose invocations a worker may serve."""
+
+
 @dataclass(frozen=True)
 class Waiting:
-    """A ready invocation at the head of its function's queue, and what its function asks for."""
+    """A ready invocation near the head of its function's queue, and what its function asks for."""
 
     seq: int
     room: Room
+    pool: Pool = ("", "", "")
 
 
-def admit(
-    waiting: Iterable[Waiting], left: Room, whole: Room, *, overtaking: bool = False
-) -> list[Waiting]:
-    """Those that get a worker now: oldest first, each queue's already cut to its free slots.
+@dataclass(frozen=True)
+class Idle:
+    """A worker that waits for its next invocation since ``since``, and takes ``wanted`` of them at once."""
 
-    The first one that does not fit ends it: if younger, smaller ones went ahead, it could wait for ever. With
-    ``overtaking`` they may.
+    worker_id: str
+    pool: Pool
+    room: Room
+    since: float
+    wanted: int = 1
+
+
+@dataclass
+class Placed:
+    """What becomes of ready invocations: ``handed`` go to workers that are there, for the ``made`` new ones are made.
+
+    ``leaving`` are idle workers that give up a slot of their function to another version. ``blocked`` is the first that
+    found no room: the younger ones wait behind it.
     """
-    admitted = []
+
+    handed: list[tuple[Waiting, str]] = field(default_factory=list)
+    made: list[Waiting] = field(default_factory=list)
+    leaving: list[str] = field(default_factory=list)
+    blocked: Waiting | None = None
+
+    @property
+    def did_something(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.handed or self.made or self.leaving)
+
+
+def place(
+    waiting: Iterable[Waiting],
+    left: Room,
+    whole: Room,
+    *,
+    slots: Mapping[tuple[str, str], int],
+    idle: Iterable[Idle] = (),
+    overtaking: bool = False,
+) -> Placed:
+    """Where ready invocations go: oldest first, to an idle worker of their version, else to a new one.
+
+    ``slots`` says of each function (project, name) how many more workers it may have; below 0 are too many, and none of
+    its idle ones is used then. The first that finds no room ends it: if younger, smaller ones went ahead, it could wait for
+    ever. With ``overtaking`` they may.
+    """
+    placed, free, resting = Placed(), dict(slots), _Resting(idle)
     for candidate in sorted(waiting, key=lambda item: item.seq):
+        function = candidate.pool[:2]
+        worker = resting.take(candidate.pool) if free.get(function, 0) >= 0 else None
         needed = candidate.room.within(whole)
+        if worker is not None:
+            placed.handed.append((candidate, worker))
+        elif free.get(function, 0) <= 0:
+            placed.leaving += resting.dismiss(function)
+        elif needed.fits(left):
+            placed.made.append(candidate)
+            left, free[function] = left.less(needed), free[function] - 1
+        else:
+            placed.blocked = placed.blocked or candidate
+            if not overtaking:
+                break
+    return placed
+
+
+class _Resting:
+    """The idle workers that were given nothing yet, or could take more."""
+
+    def __init__(self, idle: Iterable[Idle]) -> None:
+        # The one that worked last comes first: the others may be let go in the end.
+        self._by_pool: dict[Pool, list[list[Any]]] = {}
+        for worker in sorted(idle, key=lambda item: item.since, reverse=True):
+            self._by_pool.setdefault(worker.pool, []).append([0, worker])
+
+    def take(self, pool: Pool) -> str | None:
+        """The worker of this version that was given the fewest so far and takes one more."""
+        able = [item for item in self._by_pool.get(pool, ()) if item[0] < item[1].wanted]
+        if not able:
+            return None
+        chosen = min(able, key=lambda item: item[0])
+        chosen[0] += 1
+        return str(chosen[1].worker_id)
+
+    def dismiss(self, function: tuple[str, str]) -> list[str]:
+        """One of the function's that was given nothing, so that its slot becomes free; it is not there any more."""
+        for pool, workers in self._by_pool.items():
+            for item in workers:
+                if pool[:2] == function and item[0] == 0:
+                    workers.remove(item)
+                    return [item[1].worker_id]
+        return []
+
+
+def give_way(needed: Room, left: Room, idle: Iterable[Idle]) -> list[str]:
+    """The idle workers that have to leave for ``needed`` to fit, those first that have waited longest; none where all would not do."""
+    leaving = []
+    for worker in sorted(idle, key=lambda item: item.since):
         if needed.fits(left):
-            admitted.append(candidate)
-            left = left.less(needed)
-        elif not overtaking:
             break
-    return admitted
+        leaving.append(worker.worker_id)
+        left = Room(left.cpu + worker.room.cpu, left.memory_mib + worker.room.memory_mib)
+    return leaving if needed.fits(left) else []
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ STARTING, STARTED, ENDED = "starting", "running", "ended"
 """States of an execution."""
 
 REQUESTED, ACCEPTED, EXCHANGED, GONE = "requested", "accepted", "ready", "gone"
-"""States of a worker."""
+IDLE, LEAVING = "idle", "leaving"
+"""States of a worker. The last two are of one that serves several invocations: it waits for the next, or was told that there is none."""
 
 TRANSITIONS: dict[str, frozenset[str]] = {
     PENDING: frozenset({PENDING, RUNNING, CANCELLED, TIMED_OUT, FAILED}),
@@ -150,6 +151,8 @@ queues = sa.Table(
     sa.Column("max_concurrency", sa.Integer, nullable=False),
     sa.Column("ready", sa.Integer, nullable=False, default=0),
     sa.Column("workers", sa.Integer, nullable=False, default=0),
+    sa.Column("idle", sa.Integer, nullable=False, default=0, server_default="0"),
+    sa.Column("min_workers", sa.Integer, nullable=False, default=0, server_default="0"),
     sa.Index(
         "queues_ready",
         "ready",
@@ -157,7 +160,8 @@ queues = sa.Table(
         postgresql_where=sa.text("ready > 0"),
     ),
 )
-"""One row for each function over all its versions: how many invocations are ready, how many workers hold a slot."""
+"""One row for each function over all its versions: how many invocations are ready, how many workers hold a slot, and how many of
+these are idle. ``min_workers`` is the latest version's; 0 where that does not have the function."""
 
 invocations = sa.Table(
     "invocations",
@@ -263,6 +267,7 @@ executions = sa.Table(
     sa.Column("invocation_id", sa.Text, nullable=False, index=True),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("worker_id", sa.Text, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False, default=1, server_default="1"),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("outcome", sa.Text),
     sa.Column("error", sa.JSON),
@@ -274,7 +279,16 @@ executions = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("started_at", sa.Float),
     sa.Column("ended_at", sa.Float),
+    sa.Column("left_at", sa.Float),
+    sa.Index(
+        "executions_of_worker",
+        "worker_id",
+        sqlite_where=sa.text("left_at IS NULL"),
+        postgresql_where=sa.text("left_at IS NULL"),
+    ),
 )
+"""``number``: it is the so-manyth of its worker. ``left_at``: since when nothing of it is left there: its worker is ready for the next, or
+gone. (NULL also where releases before 2.1 have written the row, and the worker is gone.)"""
 
 costs = sa.Table(
     "costs",
@@ -297,7 +311,8 @@ costs = sa.Table(
     sa.Index("costs_function", "project", "function", "ended_at"),
 )
 """A row for each worker that was made and is gone: the size that was paid, and what it cost by the prices of then. ``day``
-counts from 1970-01-01 (UTC). It stays where its project is removed."""
+counts from 1970-01-01 (UTC). It stays where its project is removed. A worker that served several invocations has a row for each, and
+one under its own id, without an invocation, for the time between."""
 
 workers = sa.Table(
     "workers",
@@ -311,6 +326,9 @@ workers = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("cpu", sa.Float, nullable=False),
     sa.Column("memory_mib", sa.BigInteger, nullable=False),
+    sa.Column("served", sa.Integer, nullable=False, default=1, server_default="1"),
+    sa.Column("wanted", sa.Integer, nullable=False, default=1, server_default="1"),
+    sa.Column("billed_s", sa.Float, nullable=False, default=0.0, server_default="0"),
     sa.Column("claim_code_hash", sa.Text, nullable=False),
     sa.Column("nonce", sa.Text),
     sa.Column("token_hash", sa.Text),
@@ -319,7 +337,15 @@ workers = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("accepted_at", sa.Float),
     sa.Column("ready_at", sa.Float),
+    sa.Column("idle_at", sa.Float),
     sa.Column("gone_at", sa.Float),
+    sa.Index(
+        "workers_idle",
+        "project",
+        "function",
+        sqlite_where=sa.text("idle_at IS NOT NULL"),
+        postgresql_where=sa.text("idle_at IS NOT NULL"),
+    ),
     sa.Index(
         "workers_alive",
         "worker_id",
@@ -339,6 +365,9 @@ workers = sa.Table(
         postgresql_where=sa.text("token_hash IS NOT NULL"),
     ),
 )
+"""``execution_id`` and ``invocation_id`` are what it was made for; empty for one that was started ahead. ``served``: how many executions it was
+given; ``wanted``: how many it takes at once; ``idle_at``: since when it waits for the next; ``billed_s``: how much of its time is in
+the costs of executions already."""
 
 values = sa.Table(
     "yielded_values",

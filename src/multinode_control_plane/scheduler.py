@@ -29,6 +29,7 @@ from multinode_control_plane.runners import Runner, WorkerEnd, WorkerLaunch, Wor
 from multinode_control_plane.service import admission, deployments, executions
 from multinode_control_plane.service.actions import (
     ForgetWorker,
+    HandOver,
     RemoveLogs,
     SetTimer,
     StartWorker,
@@ -72,6 +73,8 @@ class Lease:
     """Whether it was stopped for its silence; once is enough."""
     ended: bool = False
     """Whether the end of its execution is stored: that it is gone tells no client anything new."""
+    desk: list[wire.Task] = field(default_factory=list)
+    """What it was handed, and not told of yet."""
 
 
 @dataclass
@@ -160,6 +163,8 @@ class Scheduler:
             match effect:
                 case StartWorker(launch):
                     self._starts[launch.worker_id] = self._spawn(self._start(launch))
+                case HandOver(worker_id, tasks):
+                    self._hand_over(worker_id, tasks)
                 case StopWorker(worker_id, grace_s):
                     self._spawn(self._stop(worker_id, grace_s))
                 case SetTimer(at):
@@ -247,10 +252,26 @@ class Scheduler:
         if describe is not None:
             self._end_describe(describe, end)
             return
-        lease = self._leases.get(end.worker_id)
-        durable = lease is None or not lease.ended
-        job = partial(executions.worker_gone, context=self.context, end=end)
-        self._spawn(self._store(job, durable=durable))
+        lease = self._leases.get(end.worker_id) or Lease(0.0)
+        untold = {task.execution_id for task in lease.desk}
+        lease.desk.clear()
+        job = partial(executions.worker_gone, context=self.context, end=end, untold=untold)
+        self._spawn(self._store(job, durable=not lease.ended))
+
+    def _hand_over(self, worker_id: str, tasks: tuple[wire.Task, ...]) -> None:
+        if worker_id in self._leases:
+            self._leases[worker_id].desk.extend(tasks)
+        for task in tasks:
+            self.runner.handed(worker_id, task.execution_id)
+
+    def take(self, worker_id: str, number: int) -> list[wire.Task]:
+        """What the worker was handed from its task ``number`` on: it is told of it now."""
+        lease = self._leases.get(worker_id)
+        if lease is None:
+            return []
+        tasks = [task for task in lease.desk if task.number >= number]
+        lease.desk.clear()
+        return tasks
 
     def remember(self, token_hash: str, who: WorkerIdentity) -> None:
         """Keeps whose token it is, while its worker is there: one that has gone meanwhile would stay for ever."""

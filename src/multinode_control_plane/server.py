@@ -54,7 +54,7 @@ from multinode_control_plane.runners.choice import choose
 from multinode_control_plane.scheduler import Scheduler
 from multinode_control_plane.secret_keys import source_of
 from multinode_control_plane.server_log import ServerLog
-from multinode_control_plane.service import access, invocations, sealing
+from multinode_control_plane.service import access, invocations, pools, sealing
 from multinode_control_plane.service.executions import Context
 from multinode_control_plane.settings import Settings, is_open_to_readers, parser, resolve
 from multinode_control_plane.store import Store
@@ -326,6 +326,7 @@ async def _until_stopped(plane: ControlPlane, stop: Stop, *, foreground: bool) -
         stop.event.clear()
         plane.scheduler.draining = True
         try:
+            await plane.store.write(pools.dismiss_all)
             if mode == "now" and done != "now":
                 await plane.store.write(invocations.cancel_running)
             done = mode

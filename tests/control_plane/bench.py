@@ -17,8 +17,15 @@ from multinode import wire
 from multinode_control_plane import migrations, model
 from multinode_control_plane.databases import Database, open_database
 from multinode_control_plane.runners import WorkerEnd
-from multinode_control_plane.service import admission, deployments, executions, invocations, rows
-from multinode_control_plane.service.actions import StartWorker, StopWorker
+from multinode_control_plane.service import (
+    admission,
+    deployments,
+    executions,
+    invocations,
+    pools,
+    rows,
+)
+from multinode_control_plane.service.actions import HandOver, StartWorker, StopWorker
 from multinode_control_plane.service.dotenv import Sealer
 from multinode_control_plane.service.executions import Context, WorkerIdentity
 from multinode_control_plane.settings import Capacity, Settings
@@ -52,6 +59,8 @@ class Bench:
     context: Context
     launched: list[Any] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
+    handed: dict[str, list[wire.Task]] = field(default_factory=dict)
+    """What each worker was handed and has not taken."""
     skew_s: float = 0.0
     stands_at: float | None = None
     """The time at which the clock stands still; None: it goes."""
@@ -86,6 +95,8 @@ class Bench:
         for effect in effects:
             if isinstance(effect, StartWorker):
                 self.launched.append(effect.launch)
+            elif isinstance(effect, HandOver):
+                self.handed.setdefault(effect.worker_id, []).extend(effect.tasks)
             elif isinstance(effect, StopWorker):
                 self.stopped.append(effect.worker_id)
 
@@ -162,6 +173,22 @@ class Bench:
 
     def gone(self, who: WorkerIdentity, **end: Any) -> None:
         self.do(executions.worker_gone, self.context, WorkerEnd(who.worker_id, **end))
+
+    def ask(self, who: WorkerIdentity, number: int, *, done: Any = None, most: int = 1) -> Any:
+        """The worker asks for its next; what it was handed with that. ``done`` is the outcome of its execution before."""
+        reports = None
+        if done is not None:
+            running = self.look(executions.unended, who.worker_id)
+            end = wire.ExecutionEnd(done, result="1" if done == "succeeded" else None)
+            reports = [wire.Report(each.execution_id, None, end) for each in running]
+        request = wire.NextRequest(number, most, reports)
+        found = self.do(pools.ask, self.context, who, request, draining=self.draining)
+        return wire.Next(self.handed.pop(who.worker_id, None) or found.tasks, found.leave)
+
+    def up(self, launch: Any) -> WorkerIdentity:
+        """Exchanges the claim code of a worker that was launched."""
+        request = wire.ExchangeRequest(launch.worker_id, launch.claim_code, "nonce")
+        return self.do(executions.exchange, self.context, request)[1]
 
     def run(self, invocation_id: str, outcome: str = "succeeded", **end: Any) -> None:
         """Claim, end, worker gone."""

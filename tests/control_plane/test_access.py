@@ -166,6 +166,10 @@ RULES: dict[tuple[str, str], Rule] = {
         "/v1/worker/report", None, body={"execution_id": "{execution}"},
         workers=each(REFUSED, own=DONE),
     ),
+    ("POST", "/v1/worker/next"): Rule(
+        "/v1/worker/next", None, body={"number": 2, "wait_s": 0},
+        workers=each(REFUSED, ended=DONE),
+    ),
     ("POST", "/v1/worker/watch"): Rule(
         "/v1/worker/watch", None, body={"execution_id": "{execution}", "wait_s": 0},
         workers=each(REFUSED, own=DONE),

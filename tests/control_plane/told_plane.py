@@ -85,6 +85,9 @@ class ToldRunner:
             raise self.start_error
         self.living.add(launch.worker_id)
 
+    def handed(self, worker_id: str, execution_id: str) -> None:
+        return
+
     def claimed(self, worker_id: str) -> None:
         """It has no limits."""
 

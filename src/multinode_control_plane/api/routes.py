@@ -413,6 +413,16 @@ ENDPOINTS = (
     ),
     Endpoint(
         "POST",
+        "/v1/worker/next",
+        workers.ask_next,
+        wire.NextRequest,
+        worker=True,
+        max_body_bytes=REPORT_BYTES,
+        errors=(ClaimRefused,),
+        leader=True,
+    ),
+    Endpoint(
+        "POST",
         "/v1/worker/watch",
         workers.watch,
         wire.Watch,

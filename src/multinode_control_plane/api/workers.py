@@ -5,6 +5,7 @@ from __future__ import annotations
 from multinode import wire
 from multinode_control_plane.api.calls import MAX_WAIT_S, Call, until
 from multinode_control_plane.service import executions as cases
+from multinode_control_plane.service import pools
 from multinode_control_plane.service.executions import WorkerIdentity
 from multinode_control_plane.service.hashing import hash_secret
 
@@ -55,6 +56,34 @@ async def watch(call: Call) -> wire.Order:
         return await until(plane, [f"worker:{who.worker_id}"], wait_s, look)
     finally:
         plane.scheduler.closed(who.worker_id)
+
+
+async def ask_next(call: Call) -> wire.Next:
+    """Ends what the worker has done, and waits for what it is to do next."""
+    who, request, plane = _heard(call), call.body, call.plane
+    scheduler = plane.scheduler
+    scheduler.opened(who.worker_id)
+    try:
+        found: wire.Next = await plane.store.write(
+            lambda tx: pools.ask(tx, plane.context, who, request, draining=scheduler.draining)
+        )
+        tasks = scheduler.take(who.worker_id, request.number)
+        if found.leave or found.tasks or tasks:
+            return wire.Next(tasks) if tasks else found
+
+        async def look() -> tuple[bool, wire.Next]:
+            if told := scheduler.take(who.worker_id, request.number):
+                return True, wire.Next(told)
+            found = await plane.store.read(
+                lambda connection: pools.look(connection, plane.context, who, request.number)
+            )
+            scheduler.take(who.worker_id, request.number)  # it is told of it as well
+            return bool(found.tasks or found.leave) or not plane.leads, found
+
+        wait_s = min(request.wait_s, MAX_WAIT_S)
+        return await until(plane, [f"worker:{who.worker_id}"], wait_s, look)
+    finally:
+        scheduler.closed(who.worker_id)
 
 
 async def described(call: Call) -> wire.Empty:

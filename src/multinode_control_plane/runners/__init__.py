@@ -135,6 +135,9 @@ class Runner(Protocol):
     def claimed(self, worker_id: str) -> None:
         """The worker has its execution: what it was given for its start alone may be taken back. Returns at once."""
 
+    def handed(self, worker_id: str, execution_id: str) -> None:
+        """The worker has one more execution, whose output is to be found under its own id. Returns at once."""
+
     async def stop(self, worker_id: str, grace_s: float) -> None:
         """Asks the worker to end (SIGTERM), and kills all of it after ``grace_s``; 0 kills at once. Fargate kills after 120 s whatever it is.
 

@@ -380,6 +380,9 @@ class DockerRunner:
             worker.is_claimed = True
             self._spawn(self._limit(worker))
 
+    def handed(self, worker_id: str, execution_id: str) -> None:
+        """Nothing: its output is with that of the worker's first one, and says whose it is."""
+
     async def _limit(self, worker: _Worker) -> None:
         """Takes back the cpu that it had for its start, once it needs no more of it."""
         await worker.started.wait()

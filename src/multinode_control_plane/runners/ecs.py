@@ -262,6 +262,9 @@ class EcsRunner:
         if worker is not None:
             worker.is_claimed = True
 
+    def handed(self, worker_id: str, execution_id: str) -> None:
+        """Nothing: its output is with that of the worker's first one, and says whose it is."""
+
     # --- stopping --------------------------------------------------------------------------------------
 
     async def stop(self, worker_id: str, grace_s: float) -> None:

@@ -238,6 +238,9 @@ class ProcessRunner:
     def claimed(self, worker_id: str) -> None:
         """Nothing: its limits are those of its function from the start."""
 
+    def handed(self, worker_id: str, execution_id: str) -> None:
+        """Nothing: its supervisor writes a file for it."""
+
     # --- stopping --------------------------------------------------------------------------------------
 
     async def stop(self, worker_id: str, grace_s: float) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from multinode import wire
 from multinode_control_plane.runners import WorkerLaunch
 
 
@@ -15,6 +16,14 @@ class StartWorker:
     """Make the worker whose intent was committed."""
 
     launch: WorkerLaunch
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """Tell the worker, which waits for it, what it is to do: its tasks have started with the commit."""
+
+    worker_id: str
+    tasks: tuple[wire.Task, ...]
 
 
 @dataclass(frozen=True)

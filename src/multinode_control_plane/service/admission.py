@@ -1,11 +1,14 @@
 """Who runs next: what a tick of the scheduler does, in the writer's transaction.
 
-Timers that are due, then new workers for the oldest that are ready, while there are slots and room.
+Timers that are due, then workers for the oldest that are ready, idle or new ones, while there are slots and room; then those that are
+started ahead.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,11 +16,11 @@ import sqlalchemy as sa
 from multinode import wire
 from multinode.worker.launch import INTERPRETER_PREFIXES
 from multinode_control_plane import decide, model
-from multinode_control_plane.model import executions, invocations, queues, workers
+from multinode_control_plane.model import executions, invocations, projects, queues, workers
 from multinode_control_plane.runners import WorkerLaunch
-from multinode_control_plane.service import rows, statements
+from multinode_control_plane.service import pools, rows, statements
 from multinode_control_plane.service.actions import SetTimer, StartWorker, StopWorker
-from multinode_control_plane.service.executions import Context
+from multinode_control_plane.service.executions import Context, pool_of
 from multinode_control_plane.service.hashing import hash_secret
 from multinode_control_plane.service.invocations import end_pending
 from multinode_control_plane.service.statements import Row
@@ -32,10 +35,13 @@ def tick(tx: Transaction, context: Context, *, draining: bool, timers: bool = Tr
     if timers:
         _release_due(tx)
         _end_overdue(tx)
-        _stop_overdue_workers(tx)
+        _stop_overdue_workers(tx, context)
+        context.ahead.look_again()
     # What a running function may wait for runs also where nothing else does: that function would never end.
     if draining or not _admit(tx, context, _OLDEST):
         _admit(tx, context, _OLDEST_CHILDREN, overtaking=True)
+    elif context.ahead.is_due:
+        _start_ahead(tx, context)
     if timers:
         next_at = next_timer(tx.connection)
         if next_at is not None:
@@ -63,7 +69,16 @@ _OVERDUE_WORKERS = sa.select(workers).where(
     _HAS_DEADLINE, workers.c.deadline_at <= sa.bindparam("now")
 )
 _OPEN_QUEUES = sa.select(queues).where(
-    sa.literal_column("queues.ready > 0"), queues.c.workers < queues.c.max_concurrency
+    sa.literal_column("queues.ready > 0"),
+    sa.or_(queues.c.workers < queues.c.max_concurrency, queues.c.idle > 0),
+)
+_COMING = sa.select(sa.func.sum(workers.c.cpu), sa.func.sum(workers.c.memory_mib)).where(
+    workers.c.gone_at.is_(None), workers.c.state == model.LEAVING
+)
+_TO_BE_KEPT = (
+    sa.select(queues, projects.c.latest_version_id)
+    .join(projects, projects.c.name == queues.c.project)
+    .where(queues.c.min_workers > 0, projects.c.deleting_at.is_(None))
 )
 _OLDEST = (
     sa.select(invocations)
@@ -84,20 +99,77 @@ _USED = sa.select(sa.func.sum(workers.c.cpu), sa.func.sum(workers.c.memory_mib))
 def _admit(
     tx: Transaction, context: Context, query: sa.Select[Any], *, overtaking: bool = False
 ) -> bool:
-    """Requests workers for those that ``query`` finds, while there is room; whether there was for all."""
-    waiting = _candidates(tx, context, query)
-    if not waiting:
+    """Finds workers for those that ``query`` finds, while there is room; whether there was for all."""
+    open_queues = tx.connection.execute(_OPEN_QUEUES).all()
+    if not open_queues:
         return True
+    idle = pools.idle(tx.connection) if any(queue.idle for queue in open_queues) else {}
+    waiting = _candidates(tx, context, query, open_queues, idle)
     rows_by_seq = {candidate.seq: row for candidate, row in waiting}
-    admitted = decide.admit(
+    placed = decide.place(
         [candidate for candidate, _ in waiting],
         _room_left(tx, context),
         _whole_room(context),
+        slots={(q.project, q.function): q.max_concurrency - q.workers for q in open_queues},
+        idle=[pools.as_idle(worker) for worker in idle.values()],
         overtaking=overtaking,
     )
-    for candidate in admitted:
-        _request_worker(tx, context, rows_by_seq[candidate.seq])
-    return len(admitted) == len(waiting)
+    handed: dict[str, list[Row]] = {}
+    for candidate, worker_id in placed.handed:
+        handed.setdefault(worker_id, []).append(rows_by_seq[candidate.seq])
+    for worker_id, ready in handed.items():
+        pools.hand_over(tx, context, idle[worker_id], ready)
+    for worker_id in placed.leaving:
+        pools.dismiss(tx, idle[worker_id])
+    for candidate in placed.made:
+        row = rows_by_seq[candidate.seq]
+        _request_worker(tx, context, row, row)
+    if placed.blocked is not None:
+        _make_way(tx, context, placed.blocked)
+    return placed.blocked is None
+
+
+def _make_way(tx: Transaction, context: Context, blocked: decide.Waiting) -> None:
+    """Idle workers leave where an invocation needs their room, beyond what those that leave already will free."""
+    idle = pools.idle(tx.connection)
+    if not idle:
+        return
+    cpu, memory_mib = tx.connection.execute(_COMING).one()
+    left = _room_left(tx, context)
+    left = left.less(decide.Room(-float(cpu or 0), -int(memory_mib or 0)))
+    needed = blocked.room.within(_whole_room(context))
+    for worker_id in decide.give_way(needed, left, map(pools.as_idle, idle.values())):
+        pools.dismiss(tx, idle[worker_id])
+
+
+def _start_ahead(tx: Transaction, context: Context) -> None:
+    """Makes workers for functions that have fewer of their latest version than are to be kept started, as far as there is room."""
+    context.ahead.is_due = False
+    for queue in tx.connection.execute(_TO_BE_KEPT).all():
+        pool = (queue.project, queue.function, queue.latest_version_id)
+        _, again_at = context.ahead.failures.get(pool, (0, 0.0))
+        missing = queue.min_workers - pools.count_of_version(tx.connection, *pool)
+        missing = min(missing, queue.max_concurrency - queue.workers)
+        if missing > 0 and again_at > tx.now:
+            context.ahead.is_due = True
+            tx.after_commit(SetTimer(again_at))
+            continue
+        for _ in range(missing):
+            settings = context.catalog.version(tx.connection, pool[2]).function(pool[1]).settings
+            needed = decide.Room(settings.cpu, settings.memory_mib).within(_whole_room(context))
+            if not needed.fits(_room_left(tx, context)):
+                context.ahead.is_due = True  # whoever leaves wakes the scheduler
+                return
+            _request_worker(tx, context, Pool(*pool), None)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Whose worker is to be started ahead; has the names of an invocation's columns."""
+
+    project: str
+    function: str
+    version_id: str
 
 
 def next_timer(connection: sa.Connection) -> float | None:
@@ -117,24 +189,37 @@ def _end_overdue(tx: Transaction) -> None:
         end_pending(tx, row, wire.TIMED_OUT, error=wire.to_plain(error))
 
 
-def _stop_overdue_workers(tx: Transaction) -> None:
+def _stop_overdue_workers(tx: Transaction, context: Context) -> None:
     for worker in tx.connection.execute(_OVERDUE_WORKERS, {"now": tx.now}).all():
+        if worker.idle_at is not None:
+            settings = context.settings_of(tx.connection, worker)
+            pools.idle_for_long(tx, worker, settings.min_workers)
+            continue
         statements.change(tx.connection, workers, {"worker_id": worker.worker_id}, deadline_at=None)
         tx.after_commit(StopWorker(worker.worker_id))
 
 
 def _candidates(
-    tx: Transaction, context: Context, query: sa.Select[Any]
+    tx: Transaction,
+    context: Context,
+    query: sa.Select[Any],
+    open_queues: Sequence[Row],
+    idle: Mapping[str, Row],
 ) -> list[tuple[decide.Waiting, Row]]:
-    """The oldest ready invocations of each queue, as many as it has free slots."""
+    """The oldest ready invocations of each queue: as many as it has free slots, and its idle workers take."""
     found = []
-    for queue in tx.connection.execute(_OPEN_QUEUES).all():
+    for queue in open_queues:
         own = {"project": queue.project, "function": queue.function}
-        slots = queue.max_concurrency - queue.workers
+        wanted = sum(
+            worker.wanted
+            for worker in idle.values()
+            if (worker.project, worker.function) == (queue.project, queue.function)
+        )
+        slots = max(0, queue.max_concurrency - queue.workers) + wanted
         for row in tx.connection.execute(query, {**own, "slots": slots}):
             settings = context.settings_of(tx.connection, row)
-            waiting = decide.Waiting(row.seq, decide.Room(settings.cpu, settings.memory_mib))
-            found.append((waiting, row))
+            room = decide.Room(settings.cpu, settings.memory_mib)
+            found.append((decide.Waiting(row.seq, room, pool_of(row)), row))
     return found
 
 
@@ -148,13 +233,53 @@ def _room_left(tx: Transaction, context: Context) -> decide.Room:
     return _whole_room(context).less(decide.Room(float(cpu or 0), int(memory_mib or 0)))
 
 
-def _request_worker(tx: Transaction, context: Context, row: Row) -> None:
-    """Notes the intent to make a worker for the invocation, and has it made after the commit."""
-    version = context.version_of(tx.connection, row)
-    settings = version.function(row.function).settings
+def _request_worker(tx: Transaction, context: Context, pool: Row | Pool, row: Row | None) -> None:
+    """Notes the intent to make a worker, for the invocation or ahead of any, and has it made after the commit."""
+    version = context.catalog.version(tx.connection, pool.version_id)
+    settings = version.function(pool.function).settings
     taken = decide.Room(settings.cpu, settings.memory_mib).within(_whole_room(context))
-    execution_id, worker_id = model.new_id("exe"), model.new_id("wrk")
-    claim_code = secrets.token_urlsafe(32)
+    worker_id, claim_code = model.new_id("wrk"), secrets.token_urlsafe(32)
+    execution_id = "" if row is None else _note_execution(tx, row, worker_id)
+    statements.insert(
+        tx.connection,
+        workers,
+        {
+            "worker_id": worker_id,
+            "execution_id": execution_id,
+            "invocation_id": "" if row is None else row.invocation_id,
+            "project": pool.project,
+            "function": pool.function,
+            "version_id": pool.version_id,
+            "state": model.REQUESTED,
+            "cpu": taken.cpu,
+            "memory_mib": taken.memory_mib,
+            "served": 0 if row is None else 1,
+            "claim_code_hash": hash_secret(claim_code),
+            "deadline_at": tx.now + settings.start_timeout_s,
+            "created_at": tx.now,
+        },
+    )
+    rows.count(tx, pool.project, pool.function, workers=1)
+    names = version.row.dotenv_names
+    launch = WorkerLaunch(
+        worker_id=worker_id,
+        claim_code=claim_code,
+        environment_digest=version.row.environment_digest,
+        bundle_digest=version.row.bundle_digest,
+        execution_id=execution_id or worker_id,
+        cpu=settings.cpu,
+        memory_mib=settings.memory_mib,
+        fresh_interpreter=any(name.startswith(INTERPRETER_PREFIXES) for name in names),
+        interpreter_env=context.sealer.interpreter_variables(
+            version.row.dotenv, names, version.row.sealed_with
+        ),
+    )
+    tx.after_commit(StartWorker(launch))
+
+
+def _note_execution(tx: Transaction, row: Row, worker_id: str) -> str:
+    """The next attempt at the invocation, which waits for its worker now."""
+    execution_id = model.new_id("exe")
     statements.insert(
         tx.connection,
         executions,
@@ -167,38 +292,5 @@ def _request_worker(tx: Transaction, context: Context, row: Row) -> None:
             "created_at": tx.now,
         },
     )
-    statements.insert(
-        tx.connection,
-        workers,
-        {
-            "worker_id": worker_id,
-            "execution_id": execution_id,
-            "invocation_id": row.invocation_id,
-            "project": row.project,
-            "function": row.function,
-            "version_id": row.version_id,
-            "state": model.REQUESTED,
-            "cpu": taken.cpu,
-            "memory_mib": taken.memory_mib,
-            "claim_code_hash": hash_secret(claim_code),
-            "deadline_at": tx.now + settings.start_timeout_s,
-            "created_at": tx.now,
-        },
-    )
-    rows.count(tx, row.project, row.function, workers=1)
     rows.move(tx, row, wire.PENDING, waiting=None, pending_note=None)
-    names = version.row.dotenv_names
-    launch = WorkerLaunch(
-        worker_id=worker_id,
-        claim_code=claim_code,
-        environment_digest=version.row.environment_digest,
-        bundle_digest=version.row.bundle_digest,
-        execution_id=execution_id,
-        cpu=settings.cpu,
-        memory_mib=settings.memory_mib,
-        fresh_interpreter=any(name.startswith(INTERPRETER_PREFIXES) for name in names),
-        interpreter_env=context.sealer.interpreter_variables(
-            version.row.dotenv, names, version.row.sealed_with
-        ),
-    )
-    tx.after_commit(StartWorker(launch))
+    return execution_id

@@ -35,13 +35,42 @@ def note(
     if worker.accepted_at is None or end.billed_s == 0:
         return
     lasted_s = tx.now - worker.accepted_at if end.billed_s is None else end.billed_s
+    if worker.billed_s or not worker.execution_id:  # the time between its executions
+        own, left_s = (worker.worker_id, ""), max(0.0, lasted_s - worker.billed_s)
+    else:
+        own, left_s = (worker.execution_id, worker.invocation_id), lasted_s
+    _insert(tx, meter, worker, settings, own, left_s)
+
+
+def note_execution(
+    tx: Transaction,
+    meter: Meter,
+    worker: Row,
+    settings: wire.FunctionSettings,
+    execution: Row,
+    lasted_s: float,
+) -> None:
+    """Notes what an execution has cost whose worker goes on with others."""
+    _insert(
+        tx, meter, worker, settings, (execution.execution_id, execution.invocation_id), lasted_s
+    )
+
+
+def _insert(
+    tx: Transaction,
+    meter: Meter,
+    worker: Row,
+    settings: wire.FunctionSettings,
+    own: tuple[str, str],
+    lasted_s: float,
+) -> None:
     bill = meter.bill(settings.cpu, settings.memory_mib, lasted_s)
     statements.insert(
         tx.connection,
         costs,
         {
-            "execution_id": worker.execution_id,
-            "invocation_id": worker.invocation_id,
+            "execution_id": own[0],
+            "invocation_id": own[1],
             "project": worker.project,
             "function": worker.function,
             "version_id": worker.version_id,
@@ -87,7 +116,9 @@ def of_invocation(connection: sa.Connection, invocation_id: str) -> dict[str, wi
 
 
 _SUMS = (
-    sa.func.count().label("executions"),
+    sa.func.coalesce(sa.func.sum(sa.case((costs.c.invocation_id != "", 1), else_=0)), 0).label(
+        "executions"
+    ),
     sa.func.coalesce(sa.func.sum(costs.c.vcpu_s), 0.0).label("vcpu_s"),
     sa.func.coalesce(sa.func.sum(costs.c.gb_s), 0.0).label("gb_s"),
     sa.func.coalesce(sa.func.sum(costs.c.cost), 0.0).label("cost"),
@@ -118,7 +149,7 @@ def report(
     query = sa.select(*keys, *_SUMS).where(*chosen).group_by(*keys).order_by(*order)
     found: Iterable[Row] = connection.execute(query.limit(MAX_LINES + 1)).all()  # type: ignore[assignment]  # of whatever columns
     lines = [_line(row, _name(row, by)) for row in found]
-    total = connection.execute(sa.select(*_SUMS).where(*chosen)).one()
+    total: Row = connection.execute(sa.select(*_SUMS).where(*chosen)).one()  # type: ignore[assignment]  # of whatever columns
     return wire.CostReport(
         by=by,
         since=model.to_time(since),
@@ -173,7 +204,9 @@ def estimate(
 def _history(connection: sa.Connection, project: str, function: str) -> wire.CostHistory | None:
     newest = (
         sa.select(costs)
-        .where(costs.c.project == project, costs.c.function == function)
+        .where(
+            costs.c.project == project, costs.c.function == function, costs.c.invocation_id != ""
+        )
         .order_by(costs.c.ended_at.desc())
         .limit(HISTORY)
         .subquery()

@@ -27,8 +27,9 @@ from multinode_control_plane.model import (
     sealing,
     versions,
 )
-from multinode_control_plane.service import catalog, rows, statements
+from multinode_control_plane.service import catalog, pools, rows, statements
 from multinode_control_plane.service import invocations as invocation_cases
+from multinode_control_plane.service.actions import SetTimer
 from multinode_control_plane.service.executions import Context
 from multinode_control_plane.service.statements import Row
 from multinode_control_plane.store import Transaction
@@ -289,20 +290,29 @@ def _point_to(
                 name=project, created_at=tx.now, latest_version_id=version_id
             )
         )
+    of_project = queues.c.project == project
+    tx.connection.execute(sa.update(queues).where(of_project).values(min_workers=0))
     for item in described:
         own = (queues.c.project == project, queues.c.function == item.name)
-        limit = item.settings.max_concurrency
-        changed = tx.connection.execute(sa.update(queues).where(*own).values(max_concurrency=limit))
+        limits = {
+            "max_concurrency": item.settings.max_concurrency,
+            "min_workers": item.settings.min_workers,
+        }
+        changed = tx.connection.execute(sa.update(queues).where(*own).values(limits))
         if changed.rowcount == 0:
             tx.connection.execute(
                 sa.insert(queues).values(
                     project=project,
                     function=item.name,
-                    max_concurrency=limit,
                     ready=0,
                     workers=0,
+                    **limits,
                 )
             )
+    pools.dismiss_outdated(tx, project)
+    tx.after_commit(
+        SetTimer(tx.now)
+    )  # workers may have to be started ahead, by the process that leads
     tx.changed(f"project:{project}")
     tx.wake()
 
@@ -399,6 +409,9 @@ def delete(tx: Transaction, project: str) -> None:
         tx.connection.execute(
             sa.update(projects).where(projects.c.name == project).values(deleting_at=tx.now)
         )
+    of_project = queues.c.project == project
+    tx.connection.execute(sa.update(queues).where(of_project).values(min_workers=0))
+    pools.dismiss_outdated(tx, project)
     invocation_cases.cancel_all(tx, project, None)
     invocation_cases.purge_if_empty(tx, project)
     tx.wake()

@@ -6,7 +6,7 @@ Each function is one line or more of the table of transitions in `docs/architect
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,36 @@ from multinode_control_plane.store import Transaction
 
 EXIT_PATIENCE_S = 30.0
 """How long a worker may stay after its execution has ended, before it is stopped."""
+UNSTARTED = "unstarted"
+"""The outcome of an execution that a worker gives back: none of its code has run."""
+
+
+@dataclass
+class Ahead:
+    """What the leader remembers of workers that are started ahead. Used in the writer's thread."""
+
+    is_due: bool = True
+    """Whether one may be missing."""
+    failures: dict[decide.Pool, tuple[int, float]] = field(default_factory=dict)
+    """How often in a row one could not be made or did not come up, and when (POSIX seconds) the next is tried."""
+
+    def look_again(self) -> None:
+        """One may be missing from now on."""
+        self.is_due = True
+
+    def failed(self, pool: decide.Pool, now: float) -> None:
+        """One was gone before it was idle for the first time."""
+        times = self.failures.get(pool, (0, 0.0))[0]
+        self.failures[pool] = (times + 1, now + decide.not_made_delay(times))
+
+    def came_up(self, pool: decide.Pool) -> None:
+        """One has imported ``main.py``."""
+        self.failures.pop(pool, None)
+
+
+def pool_of(row: Row) -> decide.Pool:
+    """That of an invocation or of a worker."""
+    return row.project, row.function, row.version_id
 
 
 @dataclass(frozen=True)
@@ -51,6 +81,7 @@ class Context:
     sealer: Sealer
     catalog: Catalog = field(default_factory=Catalog)
     meter: Meter = field(default_factory=Meter)
+    ahead: Ahead = field(default_factory=Ahead)
 
     def version_of(self, connection: sa.Connection, row: Row) -> Version:
         """The version that an invocation, or a worker, is of."""
@@ -110,8 +141,10 @@ def exchange(
     if worker is None or worker.gone_at is not None or not _code_fits(worker, request):
         message = f"The claim code of {request.worker_id} is not valid, or is used up."
         raise ClaimRefused(message)
-    execution = statements.one(tx.connection, executions, execution_id=worker.execution_id)
-    if execution.state == model.ENDED:
+    execution = None
+    if worker.execution_id:
+        execution = statements.one(tx.connection, executions, execution_id=worker.execution_id)
+    if worker.state == model.LEAVING or (execution and execution.state == model.ENDED):
         message = f"{request.worker_id} is no longer needed."
         raise ClaimRefused(message)
     token = context.sealer.token(request.worker_id, request.nonce)
@@ -125,40 +158,41 @@ def exchange(
             ready_at=tx.now,
             state=model.EXCHANGED,
         )
-    row = rows.invocation(tx.connection, worker.invocation_id)
-    version = context.version_of(tx.connection, row)
-    settings = version.function(row.function).settings
+    version = context.version_of(tx.connection, worker)
+    settings = version.function(worker.function).settings
     assignment = wire.Assignment(
         token=token,
         kind="invocation",
-        project=row.project,
-        version_id=row.version_id,
+        project=worker.project,
+        version_id=worker.version_id,
         bundle_digest=version.row.bundle_digest,
-        dotenv={
-            **_trace_variables(row, execution, traces=context.settings.traces),
-            **context.sealer.open(version.row.dotenv, version.row.sealed_with),
-        },
-        function=row.function,
-        execution_id=execution.execution_id,
-        invocation_id=row.invocation_id,
-        attempt=execution.attempt,
-        input=row.input,
+        dotenv=context.sealer.open(version.row.dotenv, version.row.sealed_with),
+        function=worker.function,
         timeout_s=settings.timeout_s,
         grace_s=context.settings.grace_s,
         memory_mib=settings.memory_mib,
         log_limit_bytes=context.settings.log_limit_bytes,
-        first_value_number=row.num_values + 1,
+        max_invocations=settings.max_invocations_per_worker,
     )
-    return assignment, WorkerIdentity(
-        worker.worker_id, row.project, row.version_id, row.invocation_id
-    )
+    if execution:
+        row = rows.invocation(tx.connection, worker.invocation_id)
+        variables = trace_variables(row, execution.execution_id, traces=context.settings.traces)
+        assignment = assignment.replace(
+            dotenv={**variables, **assignment.dotenv},
+            execution_id=execution.execution_id,
+            invocation_id=row.invocation_id,
+            attempt=execution.attempt,
+            input=row.input,
+            first_value_number=row.num_values + 1,
+        )
+    return assignment, _identity_of(worker)
 
 
-def _trace_variables(row: Row, execution: Row, *, traces: bool) -> dict[str, str]:
+def trace_variables(row: Row, execution_id: str, *, traces: bool) -> dict[str, str]:
     """What makes the code's own spans part of the caller's trace, below the execution's span where there will be one."""
     if row.traceparent is None:
         return {}
-    own = traceparent.of_execution(row.traceparent, execution.execution_id)
+    own = traceparent.of_execution(row.traceparent, execution_id)
     return {traceparent.VARIABLE: own if traces else row.traceparent}
 
 
@@ -173,6 +207,10 @@ def identity(connection: sa.Connection, token: str) -> WorkerIdentity | None:
     worker = statements.first(connection, workers, token_hash=hash_secret(token))
     if worker is None or worker.gone_at is not None:
         return None
+    return _identity_of(worker)
+
+
+def _identity_of(worker: Row) -> WorkerIdentity:
     return WorkerIdentity(worker.worker_id, worker.project, worker.version_id, worker.invocation_id)
 
 
@@ -200,22 +238,25 @@ def claim(tx: Transaction, who: WorkerIdentity, request: wire.Claim) -> wire.Ord
             import_ms=request.import_ms,
         )
         _set_deadline(tx, who.worker_id, None)
-        queued_at = row.created_at if row.queued_at is None else row.queued_at
-        queued_s, starting_s = execution.created_at - queued_at, tx.now - execution.created_at
-        tx.after_commit(
-            AttemptClaimed(
-                row.project,
-                _attempt(row, execution),
-                tx.now,
-                max(0.0, queued_s),
-                max(0.0, starting_s),
-            )
-        )
+        tx.after_commit(claimed(tx, row, execution, execution.created_at))
         return wire.Order()
     return _order(row)
 
 
-def _attempt(row: Row, execution: Row) -> Attempt:
+def claimed(tx: Transaction, row: Row, execution: Any, requested_at: float) -> AttemptClaimed:
+    """The fact that a worker, which was asked for at that time, has it now."""
+    queued_at = row.created_at if row.queued_at is None else row.queued_at
+    return AttemptClaimed(
+        row.project,
+        attempt_of(row, execution),
+        tx.now,
+        max(0.0, requested_at - queued_at),
+        max(0.0, tx.now - requested_at),
+    )
+
+
+def attempt_of(row: Row, execution: Any) -> Attempt:
+    """The facts' word for an execution."""
     return Attempt(
         row.invocation_id,
         execution.execution_id,
@@ -236,9 +277,17 @@ def watch(connection: sa.Connection, who: WorkerIdentity, request: wire.Watch) -
 
 
 def report(
-    tx: Transaction, context: Context, who: WorkerIdentity, request: wire.Report
+    tx: Transaction,
+    context: Context,
+    who: WorkerIdentity,
+    request: wire.Report,
+    *,
+    stays: bool = False,
 ) -> wire.Order:
-    """Stores yielded values and the end. What was stored before is passed over."""
+    """Stores yielded values and the end. What was stored before is passed over.
+
+    ``stays``: the worker goes on with another, and nothing of this one is left in it.
+    """
     execution, row = _own(tx, who, request.execution_id)
     if execution.state == model.ENDED:
         if request.end is not None and request.end.outcome == execution.outcome:
@@ -247,11 +296,48 @@ def report(
         raise ClaimRefused(message)
     if request.values:
         row = _store_values(tx, context, row, execution.attempt, request.values)
-    if request.end is not None:
-        _end(tx, context, row, execution, _within_limits(request.end))
-        _set_deadline(tx, who.worker_id, tx.now + EXIT_PATIENCE_S)
+    if request.end is None:
+        return _order(row)
+    if request.end.outcome == UNSTARTED:
+        give_back(tx, row, execution)
         return wire.Order()
-    return _order(row)
+    _end(tx, context, row, execution, _within_limits(request.end))
+    if stays:
+        _leave_behind(tx, context, row, execution)
+    else:
+        _set_deadline(tx, who.worker_id, tx.now + EXIT_PATIENCE_S)
+    return wire.Order()
+
+
+def give_back(tx: Transaction, row: Row, execution: Row) -> None:
+    """An execution of which no code has run ends; its invocation is ready again, where it is not to be cancelled."""
+    _end_execution(tx, execution, wire.ExecutionEnd(UNSTARTED))
+    _change_execution(tx, execution, left_at=tx.now)
+    if row.status == wire.CANCELLING:
+        rows.move(tx, row, wire.CANCELLED, terminated=True)
+        purge_if_empty(tx, row.project)
+        return
+    started_at = None if execution.attempt == 1 else row.started_at
+    rows.move(tx, row, wire.PENDING, waiting=model.READY, started_at=started_at)
+    tx.wake()
+
+
+def _leave_behind(tx: Transaction, context: Context, row: Row, execution: Row) -> None:
+    """Its worker has gone on: it is paid for and over."""
+    worker = statements.one(tx.connection, workers, worker_id=execution.worker_id)
+    lasted_s = max(0.0, tx.now - (execution.started_at or tx.now))
+    _change_execution(tx, execution, left_at=tx.now)
+    settings = context.settings_of(tx.connection, row)
+    costs.note_execution(tx, context.meter, worker, settings, execution, lasted_s)
+    statements.change(
+        tx.connection,
+        workers,
+        {"worker_id": worker.worker_id},
+        billed_s=worker.billed_s + lasted_s,
+    )
+    # Who waits for its orders, on behalf of the execution that has ended, is answered.
+    tx.changed(f"worker:{worker.worker_id}")
+    _terminate_if_over(tx, row.invocation_id)
 
 
 def _order(row: Row) -> wire.Order:
@@ -366,7 +452,7 @@ def _end(
     _end_execution(tx, execution, end)
     lasted_s = None if execution.started_at is None else max(0.0, tx.now - execution.started_at)
     tx.after_commit(
-        AttemptEnded(row.project, _attempt(row, execution), tx.now, end.outcome, lasted_s)
+        AttemptEnded(row.project, attempt_of(row, execution), tx.now, end.outcome, lasted_s)
     )
     columns: dict[str, Any] = {
         "error": None if settled.error is None else wire.to_plain(settled.error),
@@ -380,11 +466,15 @@ def _end(
     rows.move(tx, row, settled.status, **columns)
 
 
+def _change_execution(tx: Transaction, execution: Row, **columns: Any) -> None:
+    own = {"execution_id": execution.execution_id}
+    statements.change(tx.connection, executions, own, **columns)
+
+
 def _end_execution(tx: Transaction, execution: Row, end: wire.ExecutionEnd) -> None:
-    statements.change(
-        tx.connection,
-        executions,
-        {"execution_id": execution.execution_id},
+    _change_execution(
+        tx,
+        execution,
         state=model.ENDED,
         outcome=end.outcome,
         error=None if end.error is None else wire.to_plain(end.error),
@@ -398,15 +488,16 @@ def _end_execution(tx: Transaction, execution: Row, end: wire.ExecutionEnd) -> N
 
 def worker_not_made(tx: Transaction, context: Context, worker_id: str, why: str) -> None:
     """The runner could not make it, or it was lost before its claim: another will be made, at no retry's cost."""
-    _worker_ends(tx, context, WorkerEnd(worker_id, detail=why))
+    worker_gone(tx, context, WorkerEnd(worker_id, detail=why))
 
 
-def worker_gone(tx: Transaction, context: Context, end: WorkerEnd) -> None:
-    """No process of the worker is left: its slot and room are free, and what it had not ended is lost."""
-    _worker_ends(tx, context, end)
+def worker_gone(
+    tx: Transaction, context: Context, end: WorkerEnd, *, untold: Collection[str] = ()
+) -> None:
+    """No process of the worker is left: its slot and room are free, and what it had not ended is lost.
 
-
-def _worker_ends(tx: Transaction, context: Context, end: WorkerEnd) -> None:
+    ``untold`` are executions that it was given, and certainly not told of: these are given back.
+    """
     worker = statements.first(tx.connection, workers, worker_id=end.worker_id)
     if worker is None or worker.gone_at is not None:
         return
@@ -418,27 +509,56 @@ def _worker_ends(tx: Transaction, context: Context, end: WorkerEnd) -> None:
         gone_at=tx.now,
         deadline_at=None,
     )
-    rows.count(tx, worker.project, worker.function, workers=-1)
+    idle = int(worker.idle_at is not None)
+    rows.count(tx, worker.project, worker.function, workers=-1, idle=-idle)
     tx.after_commit(ForgetWorker(end.worker_id))
     tx.changed(f"worker:{end.worker_id}", f"project:{worker.project}", "workers")
-    execution = statements.one(tx.connection, executions, execution_id=worker.execution_id)
-    row = rows.invocation(tx.connection, worker.invocation_id)
-    costs.note(tx, context.meter, worker, context.settings_of(tx.connection, row), end)
-    if execution.state == model.STARTING:
-        _try_again(tx, row, execution, _why_not_made(tx, context, row, worker, end))
-    elif execution.state == model.STARTED:
-        why = end.detail or "it ended without a report"
-        error = wire.FunctionError(why if end.out_of_memory else f"worker lost: {why}")
-        lost = wire.ExecutionEnd("lost", error=error, exit_code=end.exit_code, signal=end.signal)
-        _end(tx, context, row, execution, lost)
-    _terminate_if_over(tx, worker.invocation_id)
+    costs.note(tx, context.meter, worker, context.settings_of(tx.connection, worker), end)
+    context.ahead.look_again()
+    if not worker.served and worker.state != model.LEAVING:
+        context.ahead.failed(pool_of(worker), tx.now)
+    left = tx.connection.execute(_STILL_THERE, {"id": end.worker_id}).all()
+    for execution in left:
+        row = rows.invocation(tx.connection, execution.invocation_id)
+        if execution.state == model.STARTING:
+            _try_again(tx, row, execution, _why_not_made(tx, context, worker, end))
+        elif execution.state == model.STARTED and execution.execution_id in untold:
+            give_back(tx, row, execution)
+        elif execution.state == model.STARTED:
+            _end(tx, context, row, execution, _lost(end))
+        _change_execution(tx, execution, left_at=tx.now)
+        _terminate_if_over(tx, execution.invocation_id)
+    if not left:
+        purge_if_empty(tx, worker.project)
     tx.wake()
 
 
-def _why_not_made(tx: Transaction, context: Context, row: Row, worker: Row, end: WorkerEnd) -> str:
+_STILL_THERE = (
+    sa.select(executions)
+    .where(
+        executions.c.worker_id == sa.bindparam("id"),
+        sa.literal_column("executions.left_at IS NULL"),
+    )
+    .order_by(executions.c.number)
+)
+
+
+def unended(connection: sa.Connection, worker_id: str) -> list[Row]:
+    """The worker's executions that have not ended, in the order in which it was given them."""
+    found = connection.execute(_STILL_THERE, {"id": worker_id})
+    return [execution for execution in found if execution.state != model.ENDED]
+
+
+def _lost(end: WorkerEnd) -> wire.ExecutionEnd:
+    why = end.detail or "it ended without a report"
+    error = wire.FunctionError(why if end.out_of_memory else f"worker lost: {why}")
+    return wire.ExecutionEnd("lost", error=error, exit_code=end.exit_code, signal=end.signal)
+
+
+def _why_not_made(tx: Transaction, context: Context, worker: Row, end: WorkerEnd) -> str:
     # Only a claim clears the deadline, and `_stop_overdue_workers`: then it was we who killed it.
     if worker.deadline_at is None:
-        limit_s = context.settings_of(tx.connection, row).start_timeout_s
+        limit_s = context.settings_of(tx.connection, worker).start_timeout_s
         return f"it was not ready within its start_timeout of {limit_s:g} s"
     return end.detail or "it ended before it was ready"
 
@@ -483,18 +603,16 @@ def set_unreachable(tx: Transaction, worker_id: str, unreachable: bool) -> None:
     if worker is None or worker.gone_at is not None or worker.unreachable == unreachable:
         return
     statements.change(tx.connection, workers, {"worker_id": worker_id}, unreachable=unreachable)
-    row = rows.invocation(tx.connection, worker.invocation_id)
-    if not decide.is_final(row.status):
-        rows.move(tx, row, row.status)
+    for execution in unended(tx.connection, worker_id):
+        row = rows.invocation(tx.connection, execution.invocation_id)
+        if not decide.is_final(row.status):
+            rows.move(tx, row, row.status)
 
 
 def alive(connection: sa.Connection) -> list[WorkerIdentity]:
     """All workers that are not gone, as the store knows them."""
     found = connection.execute(sa.select(workers).where(workers.c.gone_at.is_(None)))
-    return [
-        WorkerIdentity(row.worker_id, row.project, row.version_id, row.invocation_id)
-        for row in found
-    ]
+    return [_identity_of(row) for row in found]
 
 
 def to_be_stopped(connection: sa.Connection) -> set[str]:
@@ -504,12 +622,16 @@ def to_be_stopped(connection: sa.Connection) -> set[str]:
     """
     were_overdue = workers.c.deadline_at.is_(None)
     are_not_needed = sa.and_(executions.c.state == model.ENDED, executions.c.started_at.is_(None))
+    own = executions.alias()
+    runs = sa.exists().where(own.c.worker_id == workers.c.worker_id, own.c.state == model.STARTED)
+    made_for = executions.c.execution_id == workers.c.execution_id
     found = connection.execute(
         sa.select(workers.c.worker_id)
-        .join(executions, executions.c.execution_id == workers.c.execution_id)
+        .outerjoin(executions, made_for)
         .where(
             workers.c.gone_at.is_(None),
-            executions.c.state != model.STARTED,
+            workers.c.idle_at.is_(None),
+            sa.not_(runs),
             sa.or_(were_overdue, are_not_needed),
         )
     )

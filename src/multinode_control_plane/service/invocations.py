@@ -369,7 +369,8 @@ def end_pending(tx: Transaction, row: Row, status: str, **columns: Any) -> None:
         tx.connection.execute(
             sa.update(executions)
             .where(
-                executions.c.execution_id == worker.execution_id, executions.c.state != model.ENDED
+                executions.c.execution_id == worker.own_execution_id,
+                executions.c.state != model.ENDED,
             )
             .values(
                 state=model.ENDED,
@@ -515,14 +516,20 @@ def _execution_info(row: Row, cost: wire.AttemptCost | None) -> wire.ExecutionIn
 
 
 def _timeline(row: Row) -> list[wire.TimelineStep]:
-    steps = [
-        ("worker requested", row.created_at),
-        ("worker made", row.accepted_at),
-        ("worker connected", row.ready_at),
-        ("main.py imported, code started", row.started_at),
-        ("code ended", row.ended_at),
-        ("worker gone", row.gone_at),
-    ]
+    if row.number > 1 or (row.accepted_at is not None and row.accepted_at < row.created_at):
+        steps = [("handed to a worker that was there", row.created_at)]
+    else:
+        steps = [
+            ("worker requested", row.created_at),
+            ("worker made", row.accepted_at),
+            ("worker connected", row.ready_at),
+            ("main.py imported, code started", row.started_at),
+        ]
+    steps.append(("code ended", row.ended_at))
+    if row.left_at is not None and row.left_at != row.gone_at:
+        steps.append(("worker ready for the next", row.left_at))
+    else:
+        steps.append(("worker gone", row.gone_at))
     # Each step as its transaction saw the clock; two in one commit may be seen in either order.
     known = sorted(((at, name) for name, at in steps if at is not None), key=lambda step: step[0])
     befores = [known[0][0], *(at for at, _ in known)]
@@ -535,10 +542,14 @@ def _timeline(row: Row) -> list[wire.TimelineStep]:
 def execution_ids(
     connection: sa.Connection, invocation_id: str, *, within: str | None = None
 ) -> list[tuple[str, int, bool]]:
-    """Id, attempt and whether its worker is gone, of each execution, oldest first. Raises InvocationNotFound."""
+    """Id, attempt and whether nothing of it is left in a worker, of each execution, oldest first. Raises InvocationNotFound."""
     rows.invocation(connection, invocation_id, within=within)
     found = connection.execute(
-        sa.select(executions.c.execution_id, executions.c.attempt, workers.c.gone_at)
+        sa.select(
+            executions.c.execution_id,
+            executions.c.attempt,
+            sa.func.coalesce(executions.c.left_at, workers.c.gone_at).label("gone_at"),
+        )
         .join(workers, workers.c.worker_id == executions.c.worker_id)
         .where(executions.c.invocation_id == invocation_id)
         .order_by(executions.c.created_at)
@@ -580,12 +591,11 @@ def purge_if_empty(tx: Transaction, project: str) -> None:
 
 
 def _unfinished(connection: sa.Connection, project: str) -> bool:
-    """Whether an invocation of the project has not ended, or has a worker left."""
-    return (
-        connection.execute(
-            sa.select(invocations.c.seq)
-            .where(invocations.c.project == project, sa.not_(invocations.c.terminated))
-            .limit(1)
-        ).first()
-        is not None
+    """Whether an invocation of the project has not ended, or a worker of it is left."""
+    open_ones = sa.select(invocations.c.seq).where(
+        invocations.c.project == project, sa.not_(invocations.c.terminated)
     )
+    living = sa.select(workers.c.worker_id).where(
+        workers.c.project == project, workers.c.gone_at.is_(None)
+    )
+    return any(connection.execute(query.limit(1)).first() for query in (open_ones, living))

@@ -16,7 +16,14 @@ from multinode.errors import (
     VersionNotFound,
 )
 from multinode_control_plane import decide, model
-from multinode_control_plane.model import invocations, projects, queues, versions, workers
+from multinode_control_plane.model import (
+    executions,
+    invocations,
+    projects,
+    queues,
+    versions,
+    workers,
+)
 from multinode_control_plane.service import statements
 from multinode_control_plane.service.facts import InvocationEnded
 from multinode_control_plane.service.hints import nearest_hint
@@ -123,11 +130,18 @@ def move(tx: Transaction, row: Row, status: str, **columns: Any) -> None:
 
 
 def count(
-    tx: Transaction, project_name: str, function: str, *, ready: int = 0, workers: int = 0
+    tx: Transaction,
+    project_name: str,
+    function: str,
+    *,
+    ready: int = 0,
+    workers: int = 0,
+    idle: int = 0,
 ) -> None:
-    """Adds to the function's counts of ready invocations and of workers that hold a slot."""
+    """Adds to the function's counts of ready invocations, of workers that hold a slot, and of those among them that are idle."""
     own = {"own_project": project_name, "own_function": function}
-    tx.connection.execute(_COUNT, {**own, "more_ready": ready, "more_workers": workers})
+    more = {"more_ready": ready, "more_workers": workers, "more_idle": idle}
+    tx.connection.execute(_COUNT, own | more)
 
 
 _COUNT = (
@@ -139,19 +153,25 @@ _COUNT = (
     .values(
         ready=queues.c.ready + sa.bindparam("more_ready"),
         workers=queues.c.workers + sa.bindparam("more_workers"),
+        idle=queues.c.idle + sa.bindparam("more_idle"),
     )
 )
 
 _LIVE_WORKER = (
-    sa.select(workers)
-    .where(workers.c.invocation_id == sa.bindparam("id"), workers.c.gone_at.is_(None))
-    .order_by(workers.c.created_at.desc())
+    sa.select(workers, executions.c.execution_id.label("own_execution_id"))
+    .join(executions, executions.c.worker_id == workers.c.worker_id)
+    .where(
+        executions.c.invocation_id == sa.bindparam("id"),
+        executions.c.left_at.is_(None),
+        workers.c.gone_at.is_(None),
+    )
+    .order_by(executions.c.created_at.desc())
     .limit(1)
 )
 
 
 def live_worker(connection: sa.Connection, invocation_id: str) -> Row | None:
-    """The invocation's newest worker that is not gone."""
+    """The invocation's newest worker in which something of it may be left; ``own_execution_id`` is its execution there."""
     return connection.execute(_LIVE_WORKER, {"id": invocation_id}).first()
 
 

@@ -157,7 +157,11 @@ def _snapshot(
 
 def _attempts(connection: sa.Connection, invocation_id: str) -> tuple[Attempt, ...]:
     found = connection.execute(
-        sa.select(executions, workers.c.state.label("worker_state"), workers.c.gone_at)
+        sa.select(
+            executions,
+            workers.c.state.label("worker_state"),
+            sa.func.coalesce(executions.c.left_at, workers.c.gone_at).label("gone_at"),
+        )
         .join(workers, workers.c.worker_id == executions.c.worker_id)
         .where(executions.c.invocation_id == invocation_id)
         .order_by(executions.c.created_at, executions.c.attempt)

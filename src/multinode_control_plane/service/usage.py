@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from multinode_control_plane.model import environments, versions, workers
+from multinode_control_plane.model import environments, executions, versions, workers
 from multinode_control_plane.service import bundles
 from multinode_control_plane.store import Transaction
 
 
 def in_use(connection: sa.Connection) -> set[str]:
-    """Digests of all environments and bundles that a version has, and ids of executions that have a worker: all that have not ended."""
+    """Digests of all environments and bundles that a version has, ids of workers that live, and of executions that have one."""
     found = connection.execute(
         sa.select(versions.c.environment_digest, versions.c.bundle_digest).distinct()
     ).all()
-    with_worker = sa.select(workers.c.execution_id).where(workers.c.gone_at.is_(None))
-    living = connection.execute(with_worker).scalars()
-    return {digest for row in found for digest in row} | set(living)
+    with_worker = (
+        sa.select(workers.c.worker_id, workers.c.execution_id, executions.c.execution_id)
+        .outerjoin(
+            executions,
+            sa.and_(executions.c.worker_id == workers.c.worker_id, executions.c.left_at.is_(None)),
+        )
+        .where(workers.c.gone_at.is_(None))
+    )
+    living = connection.execute(with_worker).all()
+    return {name for row in (*found, *living) for name in row if name}
 
 
 def forget(tx: Transaction, names: set[str]) -> set[str]:
