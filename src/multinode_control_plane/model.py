@@ -280,12 +280,7 @@ executions = sa.Table(
     sa.Column("started_at", sa.Float),
     sa.Column("ended_at", sa.Float),
     sa.Column("left_at", sa.Float),
-    sa.Index(
-        "executions_of_worker",
-        "worker_id",
-        sqlite_where=sa.text("left_at IS NULL"),
-        postgresql_where=sa.text("left_at IS NULL"),
-    ),
+    sa.Index("executions_of_worker", "worker_id", "number"),
 )
 """``number``: it is the so-manyth of its worker. ``left_at``: since when nothing of it is left there: its worker is ready for the next, or
 gone. (NULL also where releases before 2.1 have written the row, and the worker is gone.)"""
@@ -366,7 +361,7 @@ workers = sa.Table(
     ),
 )
 """``execution_id`` and ``invocation_id`` are what it was made for; empty for one that was started ahead. ``served``: how many executions it was
-given; ``wanted``: how many it takes at once; ``idle_at``: since when it waits for the next; ``billed_s``: how much of its time is in
+given; ``wanted``: how many it takes at once, so that the last so many may not have ended; ``idle_at``: since when it waits for the next; ``billed_s``: how much of its time is in
 the costs of executions already."""
 
 values = sa.Table(

@@ -24,6 +24,7 @@ from multinode_control_plane.service import (
     invocations,
     pools,
     rows,
+    statements,
 )
 from multinode_control_plane.service.actions import HandOver, StartWorker, StopWorker
 from multinode_control_plane.service.dotenv import Sealer
@@ -178,7 +179,8 @@ class Bench:
         """The worker asks for its next; what it was handed with that. ``done`` is the outcome of its execution before."""
         reports = None
         if done is not None:
-            running = self.look(executions.unended, who.worker_id)
+            worker = self.look(statements.one, model.workers, worker_id=who.worker_id)
+            running = self.look(executions.unended, worker)
             end = wire.ExecutionEnd(done, result="1" if done == "succeeded" else None)
             reports = [wire.Report(each.execution_id, None, end) for each in running]
         request = wire.NextRequest(number, most, reports)

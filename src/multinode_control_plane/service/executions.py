@@ -6,7 +6,7 @@ Each function is one line or more of the table of transitions in `docs/architect
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -517,7 +517,7 @@ def worker_gone(
     context.ahead.look_again()
     if not worker.served and worker.state != model.LEAVING:
         context.ahead.failed(pool_of(worker), tx.now)
-    left = tx.connection.execute(_STILL_THERE, {"id": end.worker_id}).all()
+    left = _still_there(tx.connection, worker)
     for execution in left:
         row = rows.invocation(tx.connection, execution.invocation_id)
         if execution.state == model.STARTING:
@@ -528,6 +528,9 @@ def worker_gone(
             _end(tx, context, row, execution, _lost(end))
         _change_execution(tx, execution, left_at=tx.now)
         _terminate_if_over(tx, execution.invocation_id)
+    if not worker.served:  # no execution refers to it
+        own = workers.c.worker_id == end.worker_id
+        tx.connection.execute(sa.delete(workers).where(own))
     if not left:
         purge_if_empty(tx, worker.project)
     tx.wake()
@@ -537,15 +540,21 @@ _STILL_THERE = (
     sa.select(executions)
     .where(
         executions.c.worker_id == sa.bindparam("id"),
-        sa.literal_column("executions.left_at IS NULL"),
+        executions.c.number > sa.bindparam("after"),
+        executions.c.left_at.is_(None),
     )
     .order_by(executions.c.number)
 )
 
 
-def unended(connection: sa.Connection, worker_id: str) -> list[Row]:
+def _still_there(connection: sa.Connection, worker: Row) -> Sequence[Row]:
+    own = {"id": worker.worker_id, "after": worker.served - worker.wanted}
+    return connection.execute(_STILL_THERE, own).all()
+
+
+def unended(connection: sa.Connection, worker: Row) -> list[Row]:
     """The worker's executions that have not ended, in the order in which it was given them."""
-    found = connection.execute(_STILL_THERE, {"id": worker_id})
+    found = _still_there(connection, worker)
     return [execution for execution in found if execution.state != model.ENDED]
 
 
@@ -603,7 +612,7 @@ def set_unreachable(tx: Transaction, worker_id: str, unreachable: bool) -> None:
     if worker is None or worker.gone_at is not None or worker.unreachable == unreachable:
         return
     statements.change(tx.connection, workers, {"worker_id": worker_id}, unreachable=unreachable)
-    for execution in unended(tx.connection, worker_id):
+    for execution in unended(tx.connection, worker):
         row = rows.invocation(tx.connection, execution.invocation_id)
         if not decide.is_final(row.status):
             rows.move(tx, row, row.status)

@@ -412,7 +412,7 @@ def count_running(connection: sa.Connection, *, within: str | None = None) -> in
 
 _WITH_WORKERS = (
     sa.select(executions.c.invocation_id)
-    .join(workers, workers.c.execution_id == executions.c.execution_id)
+    .join(workers, workers.c.worker_id == executions.c.worker_id)
     .where(workers.c.gone_at.is_(None), executions.c.state != model.ENDED)
 )
 

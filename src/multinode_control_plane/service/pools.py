@@ -22,6 +22,9 @@ from multinode_control_plane.service.executions import EXIT_PATIENCE_S, Context,
 from multinode_control_plane.service.statements import Row
 from multinode_control_plane.store import Transaction
 
+MOST = 256
+"""How many a worker can be handed at once."""
+
 # As the partial index has it, so that it is used.
 _IS_IDLE: sa.ColumnElement[bool] = sa.literal_column("workers.idle_at IS NOT NULL")
 _IDLE = sa.select(workers).where(_IS_IDLE)
@@ -90,7 +93,7 @@ def answer_to(connection: sa.Connection, context: Context, worker: Row, number: 
             f"{worker.worker_id} asks for its execution {number}; it was given {worker.served}."
         )
         raise ClaimRefused(message)
-    running = cases.unended(connection, worker.worker_id)
+    running = cases.unended(connection, worker)
     if number == worker.served + 1 and not running:
         return wire.Next()
     tasks = [
@@ -143,7 +146,7 @@ def _rest(tx: Transaction, worker: Row, settings: wire.FunctionSettings, most: i
         {"worker_id": worker.worker_id},
         state=model.IDLE,
         idle_at=tx.now,
-        wanted=min(most, left) if settings.max_invocations_per_worker else most,
+        wanted=min(most, left, MOST) if settings.max_invocations_per_worker else min(most, MOST),
         deadline_at=until,
     )
     rows.count(tx, worker.project, worker.function, idle=1)

@@ -60,11 +60,11 @@ _REMOVE_VALUES = sa.delete(values).where(
     values.c.number.in_(sa.bindparam("numbers", expanding=True)),
 )
 _REMOVE_ATTEMPTS = sa.delete(executions).where(executions.c.invocation_id.in_(_IDS))
-# Not a worker that lives, nor one that was made for an execution which is kept.
+# Not a worker that lives, nor one of which another execution is kept.
 _REMOVE_WORKERS = sa.delete(workers).where(
     workers.c.worker_id.in_(_IDS),
     workers.c.gone_at.is_not(None),
-    ~sa.exists().where(executions.c.execution_id == workers.c.execution_id),
+    ~sa.exists().where(executions.c.worker_id == workers.c.worker_id),
 )
 _REMOVE_INVOCATIONS = sa.delete(invocations).where(invocations.c.invocation_id.in_(_IDS))
 

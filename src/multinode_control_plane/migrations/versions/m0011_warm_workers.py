@@ -19,14 +19,8 @@ def upgrade() -> None:
         op.add_column(table, sa.Column(name, kind, nullable=False, server_default=default))
     op.add_column("executions", sa.Column("left_at", sa.Float()))
     op.add_column("workers", sa.Column("idle_at", sa.Float()))
-    is_there, is_idle = sa.text("left_at IS NULL"), sa.text("idle_at IS NOT NULL")
-    op.create_index(
-        "executions_of_worker",
-        "executions",
-        ["worker_id"],
-        sqlite_where=is_there,
-        postgresql_where=is_there,
-    )
+    is_idle = sa.text("idle_at IS NOT NULL")
+    op.create_index("executions_of_worker", "executions", ["worker_id", "number"])
     op.create_index(
         "workers_idle",
         "workers",
