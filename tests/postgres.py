@@ -171,11 +171,11 @@ def _other_user() -> pwd.struct_passwd:
 
 
 class Relay:
-    """A way to a server on loopback that a test can cut: as if the network went away, or a single connection was lost."""
+    """A way from ``host`` to a server on loopback that a test can cut: as if the network went away, or a single connection was lost."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._port = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self.port: int = self._listener.getsockname()[1]
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self.is_cut = False

@@ -32,6 +32,7 @@ _THROTTLED = (
 )  # fmt: skip
 _THROTTLED_WORDS = re.compile(r"rate exceeded|throttl|too many requests", re.IGNORECASE)
 """ECS wraps a throttle of a service behind it in a code of its own: ``ClientException: Rate exceeded``."""
+_CURES = {"ClusterNotFoundException": "Is --ecs-cluster right, and AWS_REGION?"}
 _LOGIN_CURE = (
     "Give the control plane a role (of its task, or of its machine), or AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY. Who deploys needs none."
@@ -127,7 +128,7 @@ def _told(what: str, action: str, service: str, region: str) -> Iterator[None]:
         message = f"{what}: {error}."
         raise AwsFailed(message, reason="ParamValidation") from error
     except foreign.BotoCoreError as error:  # what is left are connections
-        message = f"{what}: AWS's {service} in {region or 'this region'} does not answer: {error}."
+        message = f"{what}: AWS's {service} in {region or 'this region'} does not answer: {str(error).rstrip('.')}."
         hint = (
             "Is AWS_REGION right, and does the control plane's network have a way there: to the internet, "
             f"or a VPC endpoint for {service}?"
@@ -151,7 +152,8 @@ def refused(answer: dict[str, Any], what: str, action: str) -> AwsFailed:
     if status >= 500:
         message = f"{what}: AWS failed ({code}: {words})."
         return AwsFailed(message, "Later it may do.", reason=code, is_passing=True)
-    return AwsFailed(f"{what}: AWS refuses {action} ({code}: {words}).", reason=code)
+    message = f"{what}: AWS refuses {action} ({code}: {words})."
+    return AwsFailed(message, _CURES.get(code, ""), reason=code)
 
 
 def _denied(what: str, action: str, code: str, words: str) -> AwsFailed:

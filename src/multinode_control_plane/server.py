@@ -151,7 +151,9 @@ def _log_to(path: str | None, log_format: str, *, foreground: bool) -> None:
     is_read_by_people = foreground and log_format == "text"
     level = logging.WARNING if is_read_by_people else logging.INFO
     logging.basicConfig(level=level, handlers=[handler])
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # else: each request that is passed on
+    # Else: each request that is passed on, and where each login of AWS was found.
+    for name in ("httpx", "botocore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 async def serve(settings: Settings, ready: Ready, *, foreground: bool) -> None:

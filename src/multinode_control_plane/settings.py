@@ -514,6 +514,9 @@ def _check_registry(settings: Settings) -> None:
         raise InputError(message, "Leave it out, or give --registry ecr:NAME.")
 
 
+_WORKER_URL_CURE = "Give the URL of its load balancer, or of this machine in the VPC."
+
+
 def _check_ecs(settings: Settings) -> None:
     """Raises InputError where the runner ``ecs`` lacks what others have or do without."""
     if settings.ecs is None:
@@ -523,9 +526,10 @@ def _check_ecs(settings: Settings) -> None:
         raise InputError(message, "Give --registry ecr:NAME.")
     if settings.worker_url is None:
         message = "The runner ecs needs --worker-url: how tasks reach this control plane."
-        raise InputError(
-            message, "Give the URL of its load balancer, or of this machine in the VPC."
-        )
+        raise InputError(message, _WORKER_URL_CURE)
+    if urlsplit(settings.worker_url).hostname in LOOPBACK:
+        message = f"--worker-url {settings.worker_url!r:.200} leads a task to itself."
+        raise InputError(message, _WORKER_URL_CURE)
 
 
 def _size(text: str | None) -> int:

@@ -406,6 +406,15 @@ def test_ps_says_why_a_pending_one_is_not_running(cli, plane):
     assert plane.requests[1].query == {"in_flight": "true", "offset": "next"}
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [((), "Nothing is in flight"), (("-a",), "There is none"), (("--status", "failed"), "There is")],
+)
+def test_ps_says_of_what_there_is_none(cli, plane, words, said):
+    plane.on("GET", "/v1/invocations", wire.InvocationList([], None))
+    assert said in cli("ps", *words).err
+
+
 def test_logs_are_printed_as_they_are(cli, plane):
     records = Lines(wire.LogRecord(NOW, "stdout", "a\nb"), wire.LogRecord(NOW, "stderr", "c\n"))
     plane.on("GET", "/v1/invocations/inv-1/logs", records)

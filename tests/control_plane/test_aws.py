@@ -117,6 +117,14 @@ def test_what_aws_refuses_otherwise_keeps_its_code(aws: ScriptedAws, ecr: Servic
     error = fails(ecr)
     assert (error.reason, error.is_passing) == ("RepositoryNotFoundException", False)
     assert "AWS refuses ecr:DescribeImages" in error.message
+    assert error.hint == ""
+
+
+def test_a_cluster_that_is_not_there_is_told_with_what_names_it() -> None:
+    told = {"Error": {"Code": "ClusterNotFoundException", "Message": "Cluster not found."}}
+    error = refused(told, "Tasks cannot be listed", "ecs:ListTasks")
+    assert "Cluster not found" in error.message
+    assert error.hint == "Is --ecs-cluster right, and AWS_REGION?"
 
 
 def test_credentials_that_aws_does_not_take_are_told(aws: ScriptedAws, ecr: Service) -> None:
@@ -154,6 +162,7 @@ def test_an_aws_that_does_not_answer_is_told_with_its_region(
     began = time.monotonic()
     error = fails(Service("ecr", attempts=1))
     assert "AWS's ecr in eu-west-2 does not answer" in error.message
+    assert not error.message.endswith("..")
     assert "AWS_REGION" in error.hint
     assert (error.reason, error.is_passing) == ("Away", True)
     assert time.monotonic() - began < 20

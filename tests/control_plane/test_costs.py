@@ -93,6 +93,20 @@ def test_a_worker_that_was_made_and_lost_is_paid_for_too(bench: Bench) -> None:
     assert line.vcpu_s == pytest.approx(0.25 * 91, abs=0.3)
 
 
+@pytest.mark.parametrize(("told", "paid_s"), [({}, 60), ({"billed_s": 75.0}, 75)])
+def test_a_worker_whose_making_was_never_confirmed_is_paid_for_too(
+    bench: Bench, told: dict[str, float], paid_s: int
+) -> None:
+    """The control plane was killed before it heard the runner's answer, and has adopted it."""
+    bench.deploy()
+    paid(bench)
+    started = bench.start()
+    who = bench.claim(started)
+    bench.end(started, who, "succeeded")
+    bench.gone(who, **told)
+    assert report(bench).total.vcpu_s == 0.25 * paid_s
+
+
 def test_a_runner_that_knows_better_says_for_how_long_it_is_paid(bench: Bench) -> None:
     bench.deploy()
     paid(bench)

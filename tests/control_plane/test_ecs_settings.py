@@ -44,6 +44,8 @@ def test_what_is_given_is_read(tmp_path):
         ({"MULTINODE_REGISTRY": ""}, "repository of ECR"),
         ({"MULTINODE_REGISTRY": "r.example.com/x"}, "repository of ECR"),
         ({"MULTINODE_WORKER_URL": ""}, "needs --worker-url"),
+        ({"MULTINODE_WORKER_URL": "http://127.0.0.1:9470"}, "leads a task to itself"),
+        ({"MULTINODE_WORKER_URL": "http://[::1]:9470"}, "leads a task to itself"),
     ],
 )
 def test_what_is_missing_or_wrong_is_told(tmp_path, changes, words):

@@ -45,6 +45,7 @@ from multinode_cli.console import Console, Style
 commands = Commands()
 
 _MAX_PAGES = 20
+_NONE_IN_FLIGHT = "Nothing is in flight; `multinode ps -a` lists what has ended."
 _Invocation = Annotated[
     str | None, typer.Argument(metavar="INVOCATION", help="The id, inv-….", show_default=False)
 ]
@@ -78,7 +79,8 @@ def ps(
 
     def show(console: Console) -> None:
         if not found:
-            console.note("Nothing is in flight; `multinode ps -a` lists what has ended.")
+            is_told_of_all = everything or status is not None
+            console.note("There is none." if is_told_of_all else _NONE_IN_FLIGHT)
             return
         rows = [
             (

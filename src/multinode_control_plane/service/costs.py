@@ -32,14 +32,20 @@ def note(
     tx: Transaction, meter: Meter, worker: Row, settings: wire.FunctionSettings, end: WorkerEnd
 ) -> None:
     """Notes what a worker that is gone has cost; nothing where it was never made, or never got as far as to be paid for."""
-    if worker.accepted_at is None or end.billed_s == 0:
+    lasted_s = _lasted_s(tx, worker) if end.billed_s is None else end.billed_s
+    if lasted_s is None or end.billed_s == 0:
         return
-    lasted_s = tx.now - worker.accepted_at if end.billed_s is None else end.billed_s
     if worker.billed_s or not worker.execution_id:  # the time between its executions
         own, left_s = (worker.worker_id, ""), max(0.0, lasted_s - worker.billed_s)
     else:
         own, left_s = (worker.execution_id, worker.invocation_id), lasted_s
     _insert(tx, meter, worker, settings, own, left_s)
+
+
+def _lasted_s(tx: Transaction, worker: Row) -> float | None:
+    """None where it was never made. A server that is killed while it is made never hears that it was: it is there when it asks."""
+    made_at = worker.ready_at if worker.accepted_at is None else worker.accepted_at
+    return None if made_at is None else float(tx.now - made_at)
 
 
 def note_execution(
