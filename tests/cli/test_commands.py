@@ -408,7 +408,11 @@ def test_ps_says_why_a_pending_one_is_not_running(cli, plane):
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [((), "Nothing is in flight"), (("-a",), "There is none"), (("--status", "failed"), "There is")],
+    [
+        ((), "Nothing is in flight"),
+        (("-a",), "There is none"),
+        (("--status", "failed"), "There is"),
+    ],
 )
 def test_ps_says_of_what_there_is_none(cli, plane, words, said):
     plane.on("GET", "/v1/invocations", wire.InvocationList([], None))
