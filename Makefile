@@ -26,7 +26,7 @@ test: .venv/ready
 	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist worksteal $(ARGS)
 
 soak: .venv/ready
-	@$(BIN)/python -m pytest tests/soak tests/control_plane/test_model.py -m soak -s $(ARGS)
+	@$(BIN)/python -m pytest tests/soak tests/faults tests/control_plane/test_model.py -m soak -s $(ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

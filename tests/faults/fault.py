@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any, Literal, Protocol
 
@@ -45,17 +46,20 @@ USE_CASES: dict[str, tuple[Any, str]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """SIGKILL at the first commit that holds ``event``: right before it is made, or right after, before any answer or effect."""
+    """SIGKILL at a commit that holds ``event``: right before it is made, or right after, before any answer or effect."""
 
     event: str
     when: Literal["before", "after"]
+    number: int = 1
+    """Which of these commits."""
 
     def install(self) -> None:
         """Puts the hooks into this process."""
         held: set[str] = set()
+        commits = count(1)
 
         def kill() -> None:
-            if self.event in held:
+            if self.event in held and next(commits) == self.number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         for name, (module, function) in USE_CASES.items():
