@@ -11,7 +11,7 @@ import os
 import sys
 
 from .. import errors
-from . import prepared, processes, reports, supervisor
+from . import life, prepared, processes, reports
 from .launch import ARGUMENTS, INTERPRETER_PREFIXES, Launch, from_json
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ def main(arguments: List[str]) -> NoReturn:
     if launch.interpreter_env:
         _begin_anew(launch, launch.interpreter_env)
     processes.adopt_orphans()
-    supervisor.supervise(launch, prepared.Prepared(signals, launch.cgroups))
+    life.live(launch, prepared.Prepared(signals, launch.cgroups))
 
 
 def _read_launch(arguments: List[str]) -> Launch:

@@ -47,6 +47,10 @@ class Execution:
         """How long its code has run until now."""
         return round((monotonic() - self._began) * 1000, 3)
 
+    def ran_s(self) -> float:
+        """How long it has kept its worker until now."""
+        return monotonic() - self._began
+
     def next_ring(self) -> float:
         """When its interrupt is to be rung again; each pause is twice as long as the one before."""
         at = monotonic() + self._ring_pause_s

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Callable, Deque, Dict, List, Optional, Tuple, Type, TypeVar, Union
 
     T = TypeVar("T")
-    Event = Union["Assigned", "Claimed", "Handed", "Dismissed", "Ordered", "Sent", "Refused"]
+    Event = Union["Answered", "Assigned", "Claimed", "Ordered", "Sent", "Refused"]
 
 PATIENCE_S = 24 * 3600.0
 LONGEST_PAUSE_S = 30.0
@@ -43,14 +43,13 @@ class Claimed(Record):
     order: Optional[str]
 
 
-class Handed(Record):
-    """Tasks, to be run one after another; the ends that were told with the request are accepted."""
+class Answered(Record):
+    """The question for tasks is answered: its ends are accepted, and what was handed is in `Reports.take_tasks`.
 
-    tasks: List[wire.Task]
+    ``leave``: there will be no more.
+    """
 
-
-class Dismissed(Record):
-    """There will be no more tasks; the ends that were told with the request are accepted."""
+    leave: bool
 
 
 class Ordered(Record):
@@ -116,6 +115,8 @@ class Reports:
         self._request: Optional[wire.NextRequest] = None
         self._is_parting = False
         """Whether ``_reports`` are the last words."""
+        self._tasks: List[wire.Task] = []
+        """Handed, and not taken yet."""
         self._described: Optional[wire.Described] = None
         self._unsent_values = 0
         self._unsent_bytes = 0
@@ -159,7 +160,7 @@ class Reports:
         """Sends ends as the last words; answered by ``Sent(is_end=True)``. Tasks that come meanwhile are given back."""
         with self._changed:
             self._reports += reports
-            self._is_parting = True
+            self._part()
             self._changed.notify()
 
     def describe(self, described: wire.Described) -> None:
@@ -169,7 +170,7 @@ class Reports:
             self._changed.notify()
 
     def ask(self, request: wire.NextRequest) -> None:
-        """Asks for tasks, until there are some, and tells ends by it; answered by ``Handed`` or ``Dismissed``."""
+        """Asks for tasks, and tells ends by it; answered by ``Answered``. One that may wait is asked until there are some."""
         with self._changed:
             self._request = request
             self._changed.notify()
@@ -180,9 +181,20 @@ class Reports:
         In a thread of its own: the other one waits, and nobody can know how far it has come. Answered by ``Sent(is_end=True)``.
         """
         with self._changed:
-            self._is_parting = True
+            self._part()
         thread = threading.Thread(target=self._leave, args=(request,), name="leave", daemon=True)
         thread.start()
+
+    def take_tasks(self) -> List[wire.Task]:
+        """The tasks that were handed; none where the last words are said: then they were given back."""
+        with self._changed:
+            tasks, self._tasks = self._tasks, []
+            return tasks
+
+    def _part(self) -> None:
+        self._is_parting = True
+        self._reports += give_back(self._tasks)
+        self._tasks = []
 
     # --- in the threads ---
 
@@ -283,14 +295,14 @@ class Reports:
 
     def _ask(self, request: wire.NextRequest) -> None:
         answer = self._post_next(request)
-        while not (answer.tasks or answer.leave or self._is_parting):
+        while request.wait_s and not (answer.tasks or answer.leave or self._is_parting):
             request = request.replace(reports=None)  # they were accepted with that answer
             answer = self._post_next(request)
         with self._changed:
+            self._tasks += answer.tasks or []
             if self._is_parting:
-                self._reports += give_back(answer.tasks or [])
-                return
-        self._mailbox.post(Dismissed() if answer.leave else Handed(answer.tasks or []))
+                self._part()
+        self._mailbox.post(Answered(answer.leave))
 
     def _leave(self, request: wire.NextRequest) -> None:
         try:

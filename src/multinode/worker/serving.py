@@ -11,6 +11,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Deque, Iterable, List
 
+AHEAD_S = 0.05
+"""How much work a worker may hold."""
+MOST = 64
+SHORT_MEMORY = 8
+"""How many of its last executions say how long the next ones will take."""
+
 
 class Serving:
     """What a worker has been handed, from its assignment on."""
@@ -21,6 +27,7 @@ class Serving:
         self._is_stopped = False
         self._held: Deque[wire.Task] = deque()
         self._ends: List[wire.Report] = []
+        self._ran_s: Deque[float] = deque(maxlen=SHORT_MEMORY)
 
     @property
     def has_held(self) -> bool:
@@ -55,24 +62,31 @@ class Serving:
         given, self._held = self._held, deque()
         return give_back(given)
 
-    def keep_end(self, report: wire.Report) -> None:
-        """An end that goes with the next request."""
+    def keep_end(self, report: wire.Report, ran_s: float) -> None:
+        """An end that goes with the next request, of an execution that took so long."""
         self._ends.append(report)
+        self._ran_s.append(ran_s)
 
     def take_ends(self) -> List[wire.Report]:
         """All ends that are not told yet; whoever takes them tells them."""
         ends, self._ends = self._ends, []
         return ends
 
-    def request(self, *, import_ms: float = 0.0) -> wire.NextRequest:
-        """Asks for more and tells the ends that are kept."""
+    def request(self, *, is_idle: bool, import_ms: float = 0.0) -> wire.NextRequest:
+        """Asks for more and tells the ends that are kept. A worker that has nothing to do may wait for the answer."""
         return wire.NextRequest(
             number=self._handed + 1,
-            most=1,
+            most=self._most(),
             reports=self.take_ends() or None,
             import_ms=import_ms,
-            wait_s=limits.WAIT_S,
+            wait_s=limits.WAIT_S if is_idle else 0.0,
         )
+
+    def _most(self) -> int:
+        """As many as it would run in ``AHEAD_S``, going by its last ones, and may have; those that it holds count."""
+        mean_s = sum(self._ran_s) / len(self._ran_s) if self._ran_s else AHEAD_S
+        most = min(MOST, int(AHEAD_S / max(mean_s, 1e-6))) - len(self._held)
+        return max(1, most if self._max == 0 else min(most, self._max - self._handed))
 
 
 def give_back(tasks: Iterable[wire.Task]) -> List[wire.Report]:

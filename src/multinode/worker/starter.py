@@ -24,7 +24,7 @@ from contextlib import suppress
 
 from .. import wire
 from ..records import Record
-from . import prepared, processes, supervisor
+from . import life, prepared, processes
 from .folders import note_end
 from .launch import ARGUMENTS, Launch, from_json, known_part
 
@@ -242,7 +242,7 @@ def _supervise_when_told(reading: int, kept: Set[int], cgroups: Sequence[str]) -
     if not text:  # the starter needs it no more, or is gone
         ready.discard()
         os._exit(0)
-    supervisor.supervise(from_json(text), ready)
+    life.live(from_json(text), ready)
 
 
 def _exec(reading: int, kept: Set[int], variables: Dict[str, str]) -> None:

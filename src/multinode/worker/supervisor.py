@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import selectors
 import signal
-import socket
 import sys
 from time import monotonic
 
 from .. import wire
 from . import frames, processes
+from .ear import Ear
 from .endings import (
     Death,
     Interrupt,
@@ -24,18 +24,18 @@ from .endings import (
     end_of_import,
 )
 from .execution import Execution, first_task, log_of
-from .folders import Folders, WorkerFile
 from .interrupts import CANCELLED, PREEMPTED, TIMED_OUT, order_for
 from .launch import Launch
 from .output import Log, Output
-from .reports import Assigned, Claimed, Dismissed, Handed, Ordered, Sent, Watch
+from .reports import Answered, Assigned, Claimed, Ordered, Sent, Watch
 from .serving import Serving
 from .strays import NotRestored, kill_children
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, NoReturn, Optional, Set
+    from typing import Callable, Dict, Optional, Set
 
+    from .folders import Folders
     from .prepared import Prepared
     from .reports import Event
 
@@ -52,40 +52,12 @@ LOST_CHANNEL_S = 1.0
 """How long a child may live on after its end of the channel was closed."""
 RESTORE_S = 3.0
 """How long the child may take to put back what an invocation has changed: its end waits for that."""
+END_PATIENCE_S = 0.02
+"""How long an end may wait for those of the tasks that are held, to be told with them."""
+HOLD_S = 0.5
+"""How long a task may be held while another runs; then it is given back."""
 LAST_QUESTION_S = 2.0
 """How long a worker that is to end, and has told all that it had to, waits for who might have handed it a task meanwhile."""
-
-_PIECE_BYTES = 256 * 1024
-
-
-def supervise(launch: Launch, prepared: Prepared) -> NoReturn:
-    """Lives one worker's life and exits: 0 after every end, 1 where it could not begin, or ``main.py`` could not be imported for it."""
-    child, cgroup = prepared.child, prepared.cgroup
-    worker_file: Optional[WorkerFile] = None
-    folders: Optional[Folders] = None
-    supervisor: Optional[Supervisor] = None
-    status = 1
-    try:
-        if launch.worker_file is not None:
-            cgroups = cgroup.folders if cgroup is not None else ()
-            worker_file = WorkerFile(launch.worker_file, launch.worker_id, cgroups)
-        folders = Folders(launch)
-        supervisor = Supervisor(launch, prepared, folders)
-        status = supervisor.run()
-    except Exception as error:  # the outermost edge
-        say(launch, f"{type(error).__name__}: {error}")
-    finally:
-        # Of a child that was reaped, the pid may be another's by now.
-        if supervisor is None or not supervisor.is_childless:
-            processes.kill_group(child.pid)
-        if cgroup is not None:
-            cgroup.kill()
-        processes.kill_remaining_children()
-        # Where it could not begin, its file stays for its starter to say so in it.
-        for kept in (cgroup, folders, worker_file if status == 0 else None):
-            if kept is not None:
-                kept.remove()
-        os._exit(status)
 
 
 def say(launch: Launch, text: str) -> None:
@@ -115,11 +87,9 @@ class Supervisor:
         self._reports.begin(launch, bundle_dir=folders.bundle_dir)
         self._log = Log(launch.log_file)
         self._output = Output(self._child.stdout, self._child.stderr, self._log)
-        self._buffer = frames.FrameBuffer()
         self._selector = selectors.DefaultSelector()
+        self._ear = Ear(self._selector, self._child.channel, self._on_frame, self._on_channel_lost)
         self._timers: Dict[str, float] = {}
-        self._is_paused = False
-        """Whether the child's messages are left unread for now."""
 
         self._phase = "starting"
         self._assigned: Optional[Assigned] = None
@@ -130,7 +100,7 @@ class Supervisor:
         self._own_children: Set[int] = set()
         """The child, and what main.py has left to this process when it was imported."""
         self._request: Optional[wire.NextRequest] = None
-        """What it is asking with, or has asked last."""
+        """What it is asking with; None where it is not."""
         self._death: Optional[Death] = None
         self._was_killed_by_us = False
         self._is_accepted = False
@@ -141,7 +111,7 @@ class Supervisor:
         """Goes on until the child is dead and nothing is left to say; the exit status."""
         self._limit()  # while the code is exchanged, before the child has work
         self._selector.register(self._signals.wake_fd, selectors.EVENT_READ, self._signals.hush)
-        self._selector.register(self._child.channel, selectors.EVENT_READ, self._read_channel)
+        self._ear.open()
         for fd in self._output.fds:
             self._selector.register(fd, selectors.EVENT_READ, self._pump(fd))
         while not self._is_over():
@@ -181,7 +151,7 @@ class Supervisor:
             self._on_event(event)
         self._reap()
         self._fire_timers()
-        self._hold_or_read()
+        self._ear.pause(self._is_too_full())
 
     # --- what is readable ---
 
@@ -194,46 +164,18 @@ class Supervisor:
 
         return pump
 
-    def _read_channel(self) -> None:
-        """Takes what the child sent; at the channel's end, or where the user's code wrote into it, the child is soon killed."""
-        if self._take_frames() is None:
-            self._stop_reading()
-            if self._phase != "ended":
-                self._timers["channel"] = monotonic() + LOST_CHANNEL_S
+    def _on_channel_lost(self, fault: str) -> None:
+        """At the channel's end, or where the user's code wrote into it, the child is soon killed."""
+        if fault:
+            self._log.note(f"The function wrote into its worker's channel ({fault}).")
+        if self._phase != "ended":
+            self._timers["channel"] = monotonic() + LOST_CHANNEL_S
 
-    def _take_frames(self) -> Optional[int]:
-        """How many bytes were there; None where no more will come."""
-        try:
-            data = self._child.channel.recv(_PIECE_BYTES, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return 0
-        except OSError:
-            return None
-        try:
-            for frame in self._buffer.feed(data):
-                self._on_frame(frame)
-        except (frames.NotAFrame, LookupError, TypeError, ValueError) as error:
-            self._log.note(f"The function wrote into its worker's channel ({error}).")
-            return None
-        return len(data) or None
-
-    def _hold_or_read(self) -> None:
-        """Makes the generator wait while too much is unsent, unless it has to be reached by an interrupt."""
+    def _is_too_full(self) -> bool:
+        """Whether the generator has to wait while much is unsent, unless it has to be reached by an interrupt."""
         interrupt = None if self._execution is None else self._execution.interrupt
         is_reached = interrupt is None or interrupt.is_delivered
-        fd = self._child.channel.fileno()
-        is_reading = fd in self._selector.get_map()
-        if is_reading and self._reports.is_full and is_reached:
-            self._selector.unregister(fd)
-            self._is_paused = True
-        elif self._is_paused and not (self._reports.is_full and is_reached):
-            self._is_paused = False
-            self._selector.register(fd, selectors.EVENT_READ, self._read_channel)
-
-    def _stop_reading(self) -> None:
-        self._is_paused = False
-        if self._child.channel.fileno() in self._selector.get_map():
-            self._selector.unregister(self._child.channel)
+        return self._reports.is_full and is_reached
 
     # --- what the child says ---
 
@@ -255,7 +197,8 @@ class Supervisor:
             self._phase = "claiming"
             self._reports.claim(wire.Claim(self._execution.id, import_ms))
         else:  # started ahead
-            self._ask(import_ms)
+            self._phase = "asking"
+            self._ask(is_idle=True, import_ms=import_ms)
         if self._assignment().max_invocations != 1:
             self._own_children = {self._child.pid, *processes.children()}
 
@@ -282,10 +225,8 @@ class Supervisor:
         elif isinstance(event, Ordered):
             if self._phase == "running" and self._is_at_hand(event.execution_id):
                 self._interrupt_child(CANCELLED, self._assignment().grace_s)
-        elif isinstance(event, Handed):
-            self._on_handed(event)
-        elif isinstance(event, Dismissed):
-            self._on_dismissed()
+        elif isinstance(event, Answered):
+            self._on_answered(event)
         elif isinstance(event, Sent):
             self._is_accepted = self._is_accepted or event.is_end
         elif event.watched is None or (
@@ -368,47 +309,81 @@ class Supervisor:
             return
         self._output.turn_to(self._log)
         self._log.end()
-        self._served().keep_end(execution.last_report())
+        self._served().keep_end(execution.last_report(), execution.ran_s())
+        self._timers.setdefault("ends", monotonic() + END_PATIENCE_S)
         self._go_on()
 
     def _go_on(self) -> None:
         """Begins with the next task that is held, or asks for one."""
-        if not self._served().has_held:
-            self._ask()
+        if self._served().has_held:
+            self._begin(self._served().next_held())
             return
-        task = self._served().next_held()
+        self._phase = "asking"
+        if self._request is None:
+            self._ask(is_idle=True)
+
+    def _begin(self, task: wire.Task) -> None:
         self._oom.begin()
         self._log = log_of(task, self._launch)
         self._log.limit(self._assignment().log_limit_bytes)
         self._output.turn_to(self._log)
         self._execution = Execution(task)
         self._run(self._execution, task)
+        if self._served().has_held:
+            self._timers["hold"] = monotonic() + HOLD_S
 
-    def _ask(self, import_ms: float = 0.0) -> None:
-        self._phase = "asking"
-        self._request = self._served().request(import_ms=import_ms)
+    def _ask(self, *, is_idle: bool, import_ms: float = 0.0) -> None:
+        self._timers.pop("ends", None)
+        self._request = self._served().request(is_idle=is_idle, import_ms=import_ms)
         self._reports.ask(self._request)
 
-    def _on_handed(self, handed: Handed) -> None:
+    def _on_answered(self, answered: Answered) -> None:
+        """The ends that it asked with are accepted; there may be tasks, and there may be no more of them."""
+        self._request = None
+        served = self._served()
+        served.take(self._reports.take_tasks())
+        if answered.leave:
+            served.stop()
         if self._phase == "asking":
-            self._served().take(handed.tasks)
-            self._go_on()
+            if served.may_go_on:
+                self._go_on()
+            else:
+                self._finish_served()
+        elif served.has_held and self._phase == "running":
+            self._timers.setdefault("hold", monotonic() + HOLD_S)
 
-    def _on_dismissed(self) -> None:
-        if self._phase == "asking":
-            self._phase = "ended"
-            self._is_accepted = True
-            self._let_go()
+    def _tell_ends(self) -> None:
+        """Tells ends that have waited, and asks for more tasks by the way, while there is one that runs."""
+        if self._request is not None:  # with others
+            self._timers["ends"] = monotonic() + END_PATIENCE_S
+        elif self._served().may_ask:
+            self._ask(is_idle=False)
+        else:
+            self._reports.add(self._served().take_ends())
+
+    def _finish_served(self) -> None:
+        """There is nothing more to run; what is not told yet are the last words."""
+        self._phase = "ended"
+        self._timers.pop("ends", None)
+        self._reports.finish(self._served().take_ends())
+        self._let_go()
 
     def _leave(self) -> None:
         """Ends a worker that asks for a task. What it was asking with is in doubt, and is asked and told once more."""
         self._phase = "ended"
         assert self._request is not None, "it asks"
-        request = self._request.replace(wait_s=0.0)
-        self._reports.leave(request)
-        patience_s = PREEMPTION_GRACE_S if request.reports else LAST_QUESTION_S
+        ends = [*(self._request.reports or []), *self._served().take_ends()]
+        self._reports.leave(self._request.replace(reports=ends or None, wait_s=0.0))
+        patience_s = PREEMPTION_GRACE_S if ends else LAST_QUESTION_S
         self._timers["patience"] = monotonic() + patience_s
         self._let_go()
+
+    def _give_back(self) -> None:
+        """What is held another worker may begin sooner."""
+        self._timers.pop("hold", None)
+        given = self._served().give_back()
+        if given:
+            self._reports.add(given)
 
     def _let_go(self) -> None:
         """The child has nothing more to do: it runs its exit handlers and exits, or is killed."""
@@ -423,6 +398,7 @@ class Supervisor:
         """SIGTERM from outside: the machine, or the runner, wants this worker to end."""
         if self._assigned is not None:
             self._served().stop()
+            self._give_back()
         if self._phase == "starting":
             self._give_up("terminated before its claim")
         elif self._phase == "claiming":
@@ -444,7 +420,7 @@ class Supervisor:
         if execution.interrupt is not None:
             return
         execution.interrupt = Interrupt(order, grace_s, is_delivered=False)
-        self._reports.add(self._served().give_back())
+        self._give_back()
         self._timers.pop("timeout", None)
         self._timers["kill"] = monotonic() + grace_s
         try:
@@ -463,6 +439,7 @@ class Supervisor:
         """Fixes the end of the last execution and has it sent. The log is complete before."""
         self._phase = "ended"
         self._forget_timers()
+        self._timers.pop("ends", None)
         self._output.drain()
         execution = self._at_hand()
         execution.end = end
@@ -481,7 +458,7 @@ class Supervisor:
 
     def _forget_timers(self) -> None:
         """Those of an execution that has ended."""
-        for name in ("timeout", "ring", "kill", "watch", "channel"):
+        for name in ("timeout", "ring", "kill", "watch", "channel", "hold"):
             self._timers.pop(name, None)
 
     def _describe(self, described: wire.Described) -> None:
@@ -526,9 +503,7 @@ class Supervisor:
             was_killed_by_us=self._was_killed_by_us,
             was_out_of_memory=was_out_of_memory,
         )
-        while self._take_frames():  # what it said before it died
-            pass
-        self._stop_reading()
+        self._ear.close()  # after what it said before it died
         if self._phase in ("starting", "running"):
             self._finish_dead(death)
         elif self._phase == "restoring":
@@ -582,6 +557,10 @@ class Supervisor:
             self._ring()
         elif name == "watch":
             self._watch_it()
+        elif name == "hold":
+            self._give_back()
+        elif name == "ends":
+            self._tell_ends()
         elif name == "restore":
             self._log.note("Its worker is replaced, not used again: it has not come to rest.")
             self._finish(self._ended())
