@@ -195,7 +195,16 @@ invocations = sa.Table(
     sa.Column("finished_at", sa.Float),
     sa.Column("terminated", sa.Boolean, nullable=False, default=False),
     sa.Column("revision", sa.BigInteger, nullable=False, default=1),
-    sa.Index("invocations_function", "project", "function", "seq"),
+    sa.Index("invocations_status", "project", "status", "seq"),
+    sa.Index("invocations_function_status", "project", "function", "status", "seq"),
+    sa.Index("invocations_version_status", "version_id", "function", "status", "seq"),
+    sa.Index(
+        "invocations_children",
+        "parent_id",
+        "seq",
+        sqlite_where=sa.text("parent_id IS NOT NULL AND finished_at IS NULL"),
+        postgresql_where=sa.text("parent_id IS NOT NULL AND finished_at IS NULL"),
+    ),
     sa.Index(
         "invocations_parent",
         "parent_id",
@@ -243,13 +252,6 @@ invocations = sa.Table(
         "queue_deadline_at",
         sqlite_where=sa.text("queue_deadline_at IS NOT NULL"),
         postgresql_where=sa.text("queue_deadline_at IS NOT NULL"),
-    ),
-    sa.Index(
-        "invocations_in_flight",
-        "project",
-        "seq",
-        sqlite_where=sa.text("finished_at IS NULL"),
-        postgresql_where=sa.text("finished_at IS NULL"),
     ),
     sa.Index(
         "invocations_not_terminated",

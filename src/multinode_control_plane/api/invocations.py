@@ -13,6 +13,7 @@ from multinode_control_plane.api import plain
 from multinode_control_plane.api.calls import MAX_WAIT_S, Call, until
 from multinode_control_plane.api.output import follow_logs, read_logs, with_heartbeats
 from multinode_control_plane.service import invocations as cases
+from multinode_control_plane.service import listing
 from multinode_control_plane.service.audit import Act
 from multinode_control_plane.store import Transaction
 from multinode_control_plane.telemetry import request as asked
@@ -100,7 +101,7 @@ async def page(call: Call) -> wire.InvocationList:
     asked = call.query("project")
     project = call.caller.within if asked is None else call.caller.check(asked)
     return await call.plane.store.read(
-        lambda connection: cases.page(
+        lambda connection: listing.page(
             connection,
             time.time(),
             project=project,

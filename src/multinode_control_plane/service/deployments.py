@@ -31,6 +31,7 @@ from multinode_control_plane.service import catalog, pools, rows, statements
 from multinode_control_plane.service import invocations as invocation_cases
 from multinode_control_plane.service.actions import SetTimer
 from multinode_control_plane.service.executions import Context
+from multinode_control_plane.service.listing import IN_FLIGHT
 from multinode_control_plane.service.statements import Row
 from multinode_control_plane.store import Transaction
 
@@ -363,7 +364,7 @@ def _project_info(connection: sa.Connection, row: Row) -> wire.ProjectInfo:
     in_flight = connection.execute(
         sa.select(sa.func.count())
         .select_from(invocations)
-        .where(invocations.c.project == row.name, invocations.c.finished_at.is_(None))
+        .where(invocations.c.project == row.name, invocations.c.status.in_(IN_FLIGHT))
     ).scalar_one()
     return wire.ProjectInfo(
         project=row.name,

@@ -22,16 +22,15 @@ from multinode.limits import (
     MAX_CHARACTERS,
     MAX_DELAY_S,
     MAX_START_BATCH,
-    PAGE_SIZE,
 )
 from multinode_control_plane import decide, model
 from multinode_control_plane.model import executions, invocations, queues, values, workers
 from multinode_control_plane.service import costs, rows, statements
 from multinode_control_plane.service.actions import RemoveLogs, SetTimer, StopWorker
 from multinode_control_plane.service.catalog import Catalog
-from multinode_control_plane.service.catalog import read as read_version
 from multinode_control_plane.service.facts import InvocationsStarted
 from multinode_control_plane.service.hints import nearest_hint
+from multinode_control_plane.service.listing import IN_FLIGHT
 from multinode_control_plane.service.statements import Row
 from multinode_control_plane.store import Transaction
 
@@ -278,49 +277,6 @@ def values_after(
     return wire.ValuesAnswer(page, ended_now, left_out=max(0, oldest_kept - 1 - after))
 
 
-def page(
-    connection: sa.Connection,
-    now: float,
-    *,
-    project: str | None,
-    function: str | None,
-    version_id: str | None,
-    status: str | None,
-    in_flight: bool,
-    offset: str | None,
-    draining: bool = False,
-) -> wire.InvocationList:
-    """A page of invocations, newest first."""
-    query = sa.select(invocations).order_by(invocations.c.seq.desc()).limit(PAGE_SIZE + 1)
-    if project is not None:
-        project_row = rows.project(connection, project)
-        query = query.where(invocations.c.project == project)
-        if function is not None:
-            read_version(
-                connection, rows.version(connection, project_row, version_id).version_id
-            ).function(function)
-            query = query.where(invocations.c.function == function)
-    if version_id is not None and version_id != "latest":
-        query = query.where(invocations.c.version_id == version_id)
-    if status is not None:
-        if status not in wire.STATUSES:
-            message = f"There is no status {status!r}."
-            raise InvalidRequest(message, f"One of {', '.join(wire.STATUSES)}.")
-        query = query.where(invocations.c.status == status)
-    if in_flight:
-        query = query.where(invocations.c.finished_at.is_(None))
-    if offset is not None:
-        if not (offset.isascii() and offset.isdecimal() and len(offset) <= 18):
-            message = f"The offset {offset!r:.50} is none that a list gave."
-            raise InvalidRequest(message)
-        query = query.where(invocations.c.seq <= int(offset))
-    found = list(connection.execute(query))
-    following = str(found[PAGE_SIZE].seq) if len(found) > PAGE_SIZE else None
-    return wire.InvocationList(
-        [rows.item(connection, row, now, draining=draining) for row in found[:PAGE_SIZE]], following
-    )
-
-
 def project_of(connection: sa.Connection, invocation_id: str) -> str:
     """The project of an invocation that there is."""
     return str(rows.invocation(connection, invocation_id).project)
@@ -387,7 +343,7 @@ def cancel_all(tx: Transaction, project: str, function: str | None) -> wire.Canc
     """Asks for cancellation of everything in flight in the project, or of one function of it."""
     rows.project(tx.connection, project)
     query = sa.select(invocations.c.invocation_id).where(
-        invocations.c.project == project, invocations.c.finished_at.is_(None)
+        invocations.c.project == project, invocations.c.status.in_(IN_FLIGHT)
     )
     if function is not None:
         _check_function(tx.connection, project, function)

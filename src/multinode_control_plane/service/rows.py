@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,8 +191,17 @@ def state(connection: sa.Connection, row: Row, now: float, *, draining: bool) ->
         return State()
     worker = live_worker(connection, row.invocation_id)
     if row.status != wire.PENDING:
-        return State(unreachable=bool(worker is not None and worker.unreachable))
+        return _state(row, worker, None, now, draining=draining)
     queue = statements.one(connection, queues, project=row.project, function=row.function)
+    return _state(row, worker, queue, now, draining=draining)
+
+
+def _state(row: Row, worker: Row | None, queue: Row | None, now: float, *, draining: bool) -> State:
+    """As `state`. ``queue`` is looked at where it is PENDING."""
+    if decide.is_final(row.status):
+        return State()
+    if row.status != wire.PENDING or queue is None:
+        return State(unreachable=bool(worker is not None and worker.unreachable))
     facts = decide.PendingFacts(
         waiting=row.waiting,
         due_at=row.due_at,
@@ -238,22 +248,50 @@ def info(
     )
 
 
-def item(
-    connection: sa.Connection, row: Row, now: float, *, draining: bool = False
-) -> wire.InvocationItem:
-    """The invocation as a line of a list."""
-    found = state(connection, row, now, draining=draining)
+def items(
+    connection: sa.Connection, found: Sequence[Row], now: float, *, draining: bool = False
+) -> list[wire.InvocationItem]:
+    """The invocations as lines of a list, in a few statements for all of them."""
+    left = [row for row in found if not decide.is_final(row.status)]
+    ids = {"ids": [row.invocation_id for row in left]}
+    living = connection.execute(_LIVE_WORKERS, ids) if left else ()
+    worker_of = {each.own_invocation_id: each for each in living}  # the newest, which comes last
+    queue_of = {
+        name: statements.one(connection, queues, project=name[0], function=name[1])
+        for name in {(row.project, row.function) for row in left}
+    }
+    lines = []
+    for row in found:
+        worker = worker_of.get(row.invocation_id)
+        queue = queue_of.get((row.project, row.function))
+        lines.append(_item(row, _state(row, worker, queue, now, draining=draining)))
+    return lines
+
+
+_LIVE_WORKERS = (
+    sa.select(workers, executions.c.invocation_id.label("own_invocation_id"))
+    .join(executions, executions.c.worker_id == workers.c.worker_id)
+    .where(
+        executions.c.invocation_id.in_(sa.bindparam("ids", expanding=True)),
+        executions.c.left_at.is_(None),
+        workers.c.gone_at.is_(None),
+    )
+    .order_by(executions.c.created_at)
+)
+
+
+def _item(row: Row, known: State) -> wire.InvocationItem:
     return wire.InvocationItem(
         invocation_id=row.invocation_id,
         project=row.project,
         function=row.function,
         version_id=row.version_id,
         status=row.status,
-        pending_reason=found.pending_reason,
+        pending_reason=known.pending_reason,
         num_failed_attempts=row.num_failed_attempts,
         created_at=model.to_time(row.created_at),
         started_at=model.to_time_or_none(row.started_at),
         finished_at=model.to_time_or_none(row.finished_at),
-        unreachable=found.unreachable,
-        next_try_at=model.to_time_or_none(found.next_try_at),
+        unreachable=known.unreachable,
+        next_try_at=model.to_time_or_none(known.next_try_at),
     )
