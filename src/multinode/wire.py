@@ -339,11 +339,7 @@ class StartAnswer(Record):
 
 
 class InvocationInfo(Record):
-    """One invocation. ``revision`` grows with every change; give it back to wait for the next one.
-
-    ``terminated`` is True when the status is final and no worker of it is left. ``next_try_at`` is when a PENDING one is due
-    that waits for a time: a delay, a retry, another try to make its worker.
-    """
+    """One invocation. ``revision`` grows with every change: give it back to wait for the next one. ``terminated``: it has ended, and no worker of it is left."""
 
     invocation_id: str
     project: str
@@ -367,6 +363,7 @@ class InvocationInfo(Record):
     unreachable: bool = False
     """Whether its worker has been silent for 30 s and the runner says that it lives."""
     next_try_at: Optional[str] = None
+    """When a PENDING one is due that waits for a time: a delay, a retry, another try to make its worker."""
     plain_result: Optional[Any] = None
     """``result`` as plain JSON, where that was asked for with ``plain``."""
 
