@@ -9,7 +9,7 @@ from tests.cli.scripted_control_plane import NOW, Lines, Refusal, invocation, ve
 from tests.cli.terminal import at_terminal
 
 from multinode import wire
-from multinode_cli.commands import run
+from multinode_cli.commands import following, run
 from multinode_cli.commands.following import LineJoiner
 
 INVOCATION = "/v1/invocations/inv-1"
@@ -107,6 +107,45 @@ def test_statuses_and_their_reasons_are_told_in_order_and_once(cli, followed):
         "RUNNING (its worker is unreachable)",
         "SUCCEEDED  inv-1  ran 1.5 s, waited 0 ms",
     ]
+
+
+def test_a_reason_that_counts_down_is_told_once(cli, followed):
+    """The text is another each time; what it says is not."""
+    followed.on_wait = script(
+        followed,
+        lambda: followed.now("PENDING", pending_reason="retry in 8 s"),
+        lambda: followed.now("PENDING", pending_reason="retry in 3 s"),
+        lambda: followed.now("PENDING", pending_reason="no room"),
+        lambda: followed.now("SUCCEEDED"),
+    )
+    told = cli(*INVOKE).err.splitlines()
+    assert told[1:3] == ["PENDING: retry in 8 s", "PENDING: no room"]
+
+
+def test_a_pending_one_is_asked_for_more_often(cli, followed, plane):
+    followed.on_wait = script(
+        followed, lambda: followed.now("RUNNING"), lambda: followed.now("SUCCEEDED")
+    )
+    cli(*INVOKE)
+    waits = [
+        float(r.query["wait_s"])
+        for r in plane.requests
+        if r.path == INVOCATION and "revision" in r.query
+    ]
+    assert waits == [following.PENDING_WAIT_S, 25.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "elapsed_s", "shown"),
+    [
+        ("PENDING: retry in 8 s", 2.2, "PENDING: retry in 6 s"),
+        ("PENDING: no space (next try in 4 s)", 10.0, "PENDING: no space (next try in 0 s)"),
+        ("PENDING: waiting for max_concurrency (1 of 1 in use)", 2.0, "PENDING: waiting for max_concurrency (1 of 1 in use)"),
+        ("RUNNING", 3.0, "RUNNING"),
+    ],
+)  # fmt: skip
+def test_what_counts_down_goes_on_to_while_nothing_is_heard(text, elapsed_s, shown):
+    assert following.counted_down(text, elapsed_s) == shown
 
 
 def test_values_are_told_when_they_come_not_at_the_end(cli, followed, plane):

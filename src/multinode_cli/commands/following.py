@@ -6,7 +6,9 @@ the one that Ctrl-C reaches, between two lines.
 
 from __future__ import annotations
 
+import math
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +31,10 @@ from multinode_cli.commands.shown import value_text
 from multinode_cli.console import ChangingLine, Console
 from multinode_cli.errors import Interrupted
 
+PENDING_WAIT_S = 5.0
+"""How long one request waits while it is pending: the reason may change although the invocation does not."""
+TICK_S = 1.0
+"""How often what is shown counts down."""
 LOGS_AFTER_END_S = 5.0
 """How long the last lines of output are waited for once the invocation has ended."""
 
@@ -54,8 +60,8 @@ class Follower:
         self._open = {"status", "values", *({"logs"} if has_logs else ())}
         self._is_started = False
 
-    def events(self) -> Iterator[_Event]:
-        """What happens, in the order in which it was heard; the last status is the final one.
+    def events(self) -> Iterator[_Event | None]:
+        """What happens, in the order in which it was heard; the last status is the final one. None where a second goes by.
 
         Raises the error that kept the status from being known. After a KeyboardInterrupt it can be called again.
         """
@@ -63,9 +69,12 @@ class Follower:
         ended_at: float | None = None
         while self._open and not (ended_at and time.monotonic() - ended_at > LOGS_AFTER_END_S):
             try:
-                event = self._events.get(timeout=None if ended_at is None else LOGS_AFTER_END_S)
+                event = self._events.get(timeout=TICK_S if ended_at is None else LOGS_AFTER_END_S)
             except queue.Empty:
-                return
+                if ended_at is not None:
+                    return
+                yield None
+                continue
             if isinstance(event, _Finished):
                 self._open.discard(event.source)
                 if event.error is not None and event.source == "status":
@@ -103,7 +112,8 @@ class Follower:
             self._events.put(invocation)
             if invocation.status in FINAL_STATUSES:
                 return
-            path = path_of("invocations", self._id, wait_s=WAIT_S, revision=invocation.revision)
+            wait_s = PENDING_WAIT_S if invocation.status == PENDING else WAIT_S
+            path = path_of("invocations", self._id, wait_s=wait_s, revision=invocation.revision)
 
     def _hear_values(self) -> None:
         seen = 0
@@ -175,11 +185,15 @@ class _Teller:
         self._joiner = LineJoiner()
         self._newest_value = 0
         self._told = ""
+        self._text = ""
+        self._heard_at = 0.0
 
-    def tell(self, events: Iterator[_Event], line: ChangingLine) -> InvocationInfo:
+    def tell(self, events: Iterator[_Event | None], line: ChangingLine) -> InvocationInfo:
         last: InvocationInfo | None = None
         for event in events:
-            if isinstance(event, InvocationInfo):
+            if event is None:
+                line.say(counted_down(self._text, time.monotonic() - self._heard_at))
+            elif isinstance(event, InvocationInfo):
                 last = event
                 self._tell_status(event, line)
             elif isinstance(event, Value):
@@ -205,7 +219,16 @@ class _Teller:
         reason = f": {invocation.pending_reason}" if invocation.pending_reason else ""
         away = " (its worker is unreachable)" if invocation.unreachable else ""
         text = f"{invocation.status}{reason}{away}"
-        line.say(f"{invocation.invocation_id}  {text}")
-        if text != self._told and not line.is_visible and text != PENDING:
+        self._text, self._heard_at = f"{invocation.invocation_id}  {text}", time.monotonic()
+        line.say(self._text)
+        what = counted_down(text, math.inf)
+        if what != self._told and not line.is_visible and text != PENDING:
             self._console.note(text)
-        self._told = text
+        self._told = what
+
+
+def counted_down(text: str, elapsed_s: float) -> str:
+    """The text of a status as it is so many seconds after it was heard: ``retry in 8 s`` counts down to 0."""
+    return re.sub(
+        r"\bin (\d+) s\b", lambda found: f"in {max(0.0, int(found[1]) - elapsed_s):.0f} s", text
+    )
