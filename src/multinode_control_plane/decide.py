@@ -231,12 +231,16 @@ class PendingFacts:
     worker_state: str | None
     slots_used: int
     max_concurrency: int
+    worker_note: str | None = None
+    """What the making of the worker waits for, as its runner says."""
     held_back: bool = False
     """Whether it must wait for the next start of the control plane, which is stopping."""
 
 
 def pending_reason(facts: PendingFacts, now: float) -> str:
     """Why an invocation is not running yet, in the words of SPEC's states."""
+    if facts.worker_note and facts.worker_state in ("requested", "accepted"):
+        return facts.worker_note
     if facts.worker_state == "requested":
         return "starting a worker"
     if facts.worker_state == "accepted":

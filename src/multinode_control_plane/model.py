@@ -331,6 +331,7 @@ workers = sa.Table(
     sa.Column("token_hash", sa.Text),
     sa.Column("unreachable", sa.Boolean, nullable=False, default=False),
     sa.Column("deadline_at", sa.Float),
+    sa.Column("note", sa.Text),  # what its making waits for, in words
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("accepted_at", sa.Float),
     sa.Column("ready_at", sa.Float),

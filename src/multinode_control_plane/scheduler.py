@@ -100,6 +100,7 @@ class Scheduler:
 
     async def open(self, worker_url: str) -> None:
         """Opens the runner, adopts the workers that live, gives up the others, and begins to schedule."""
+        self.runner.on_note = self._worker_noted
         await self.runner.open(self._worker_ended, worker_url)
         await self.runner.learn(await self.store.read(deployments.environments_kept))
         known = await self.store.read(executions.alive)
@@ -272,6 +273,10 @@ class Scheduler:
         tasks = [task for task in lease.desk if task.number >= number]
         lease.desk.clear()
         return tasks
+
+    def _worker_noted(self, worker_id: str, note: str) -> None:
+        job = partial(executions.set_note, worker_id=worker_id, note=note)
+        self._spawn(self._store(job, durable=False))
 
     def remember(self, token_hash: str, who: WorkerIdentity) -> None:
         """Keeps whose token it is, while its worker is there: one that has gone meanwhile would stay for ever."""

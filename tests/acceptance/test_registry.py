@@ -105,7 +105,9 @@ def environment_file(product):
 
 def test_an_engine_that_lacks_the_image_pulls_it_by_digest(product, engine):
     forget_images(product, engine)
-    assert json.loads(product.run("invoke", "shop/add", "1", "2")) == 3
+    done = product.call("invoke", "shop/add", "1", "2")
+    assert (json.loads(done.stdout), done.returncode) == (3, 0)
+    assert "PENDING: pulling image" in done.stderr
     (image,) = engine.client.api.images(filters={"label": product.label})
     known = json.loads(environment_file(product).read_text())["image"]
     assert known in image["RepoDigests"]

@@ -61,8 +61,13 @@ def test_a_throttled_run_waits_for_its_turn(stage, aws, code, message, status):
     async def main():
         async with stage.opened():
             aws.fault("RunTask", "error", code=code, message=message, status=status, times=2)
+            notes = []
+            stage.runner.on_note = lambda worker_id, note: notes.append(note)
             launch = await stage.start("add", 1, 2)
             assert (await stage.ends.of(launch.worker_id)).exit_code == 0
+            assert len(notes) >= 2
+            assert all(("waiting for capacity: " in note) == (status == 400) for note in notes[:2])
+            assert all("No task can be run" in note for note in notes[:2])
 
     asyncio.run(main())
 
@@ -70,7 +75,7 @@ def test_a_throttled_run_waits_for_its_turn(stage, aws, code, message, status):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ({"kind": "answer", "body": {"tasks": [], "failures": [{"reason": "RESOURCE:ENI"}]}}, "no capacity"),
+        ({"kind": "answer", "body": {"tasks": [], "failures": [{"reason": "RESOURCE:ENI"}]}}, "^waiting for capacity: Fargate has no capacity"),
         ({"kind": "answer", "body": {"tasks": [], "failures": [{"reason": "You've reached the limit on the number of vCPUs you can run concurrently"}]}}, "quota of Fargate vCPUs"),
         ({"kind": "error", "code": "AccessDeniedException", "message": "User: x is not authorized to perform: iam:PassRole on resource: arn:aws:iam::1:role/task"}, "may not iam:PassRole"),
         ({"kind": "error", "code": "InvalidParameterException", "message": "The subnet ID 'subnet-0a1b2c3d' does not exist"}, "does not exist"),

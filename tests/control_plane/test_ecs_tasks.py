@@ -21,6 +21,7 @@ from multinode_control_plane.runners.ecs_tasks import (
     make_definition,
     make_launch,
     make_run,
+    waits_for,
 )
 from multinode_control_plane.runners.token_bucket import TokenBucket
 
@@ -234,3 +235,11 @@ def test_each_kind_of_task_has_a_tariff():
         for spot in (False, True)
     }
     assert kinds == set(TARIFFS)
+
+
+@pytest.mark.parametrize(
+    ("status", "note"),
+    [("PROVISIONING", ""), ("PENDING", "pulling image"), ("RUNNING", ""), ("STOPPED", "")],
+)
+def test_what_a_task_waits_for(status, note):
+    assert waits_for({"lastStatus": status}) == note

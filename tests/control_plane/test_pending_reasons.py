@@ -16,7 +16,7 @@ from tests.control_plane.told_plane import Plane, ServedPlane, serving
 from multinode import get_deployed_function
 from multinode_cli.commands import run
 from multinode_control_plane import decide
-from multinode_control_plane.runners import WorkerNotMadeError
+from multinode_control_plane.runners import NO_CAPACITY, PULLING, WorkerNotMadeError
 
 STATES = Path(__file__).resolve().parents[2] / "docs" / "reference" / "states.md"
 
@@ -68,6 +68,37 @@ async def being_made(plane: Plane) -> str:
     return await plane.start()
 
 
+async def pulling(plane: Plane) -> str:
+    return await noted(plane, PULLING)
+
+
+async def throttled(plane: Plane) -> str:
+    return await noted(plane, f"{NO_CAPACITY}AWS has had too many requests (Rate exceeded).")
+
+
+async def noted(plane: Plane, note: str) -> str:
+    """The runner says what the making waits for, before it has made it."""
+    invocation_id = await being_made(plane)
+    plane.runner.on_note((await plane.launch_of(invocation_id)).worker_id, note)
+
+    async def is_said() -> bool:
+        return (await plane.info(invocation_id)).pending_reason == note
+
+    await plane.until(is_said)
+    return invocation_id
+
+
+async def no_longer_pulling(plane: Plane) -> str:
+    invocation_id = await pulling(plane)
+    plane.runner.on_note((await plane.launch_of(invocation_id)).worker_id, "")
+
+    async def is_over() -> bool:
+        return (await plane.info(invocation_id)).pending_reason != PULLING
+
+    await plane.until(is_over)
+    return invocation_id
+
+
 async def made(plane: Plane) -> str:
     await plane.deploy()
     invocation_id = await plane.start()
@@ -88,6 +119,15 @@ async def connected(plane: Plane) -> str:
 
 async def not_made(plane: Plane) -> str:
     plane.runner.start_error = WorkerNotMadeError("no space for its folder")
+    await plane.deploy()
+    invocation_id = await plane.start()
+    await until_no_worker(plane)
+    return invocation_id
+
+
+async def no_capacity(plane: Plane) -> str:
+    words = f"{NO_CAPACITY}Fargate has no capacity for it now (AWS: RESOURCE:ENI)"
+    plane.runner.start_error = WorkerNotMadeError(words)
     await plane.deploy()
     invocation_id = await plane.start()
     await until_no_worker(plane)
@@ -133,6 +173,19 @@ CASES = [
     Case(one_failed, "retry in 8 s", "retry in (60|5.) s", 60),
     Case(later, "delayed until 2026-01-31 12:00:00 UTC", ".*", 3600),
     Case(being_made, "starting a worker", ".*"),
+    Case(pulling, "pulling image", ".*"),
+    Case(no_longer_pulling, "starting a worker", ".*"),
+    Case(
+        throttled,
+        "waiting for capacity: …",
+        r"waiting for capacity: AWS has had too many requests \(Rate exceeded\)\.",
+    ),
+    Case(
+        no_capacity,
+        "waiting for capacity: …",
+        r"waiting for capacity: Fargate has .*ENI\) \(next try in \d+ s\)",
+        60,
+    ),
     Case(made, "waiting for its worker to come up", ".*"),
     Case(connected, "importing main.py", ".*"),
     Case(
@@ -154,6 +207,23 @@ CASES = [
 def documented() -> set[str]:
     table = STATES.read_text().partition("## Why it is pending")[2].partition("\n## ")[0]
     return set(re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE))
+
+
+def test_a_note_that_comes_late_changes_nothing(served: ServedPlane) -> None:
+    async def look(plane: Plane) -> list[str | None]:
+        await plane.deploy(max_retries=1, retry_delay_s=60.0)
+        invocation_id = await plane.start()
+        claimed = await plane.claim(invocation_id)
+        worker_id = claimed[1].worker_id
+        plane.runner.on_note(worker_id, PULLING)
+        await plane.end(claimed, "failed")
+        plane.runner.on_note(worker_id, PULLING)
+        await plane.store.write(lambda tx: None)
+        return [(await plane.info(invocation_id)).pending_reason]
+
+    (reason,) = served.do(look(served.plane))
+    assert reason is not None
+    assert reason.startswith("retry in")
 
 
 def test_every_documented_reason_has_a_case() -> None:

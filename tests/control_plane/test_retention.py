@@ -289,9 +289,9 @@ def test_starts_are_as_quick_while_many_are_removed(tmp_path: Path, database: st
         await asyncio.wait([removing])
         removed = MANY - await plane.store.read(_old_ones)
         assert removed > 2 * STARTS
-        # Generous: other tests run beside this one. Removing them in one transaction takes seconds.
-        assert statistics.median(during) < statistics.median(before) + 0.01
-        assert statistics.quantiles(during, n=20)[-1] < statistics.quantiles(before, n=20)[-1] + 0.1
+        # Generous: other tests run beside this one. In one transaction they would take seconds.
+        assert statistics.median(during) < 2 * statistics.median(before) + 0.05
+        assert max(during) < max(before) + 1.0
 
     on_plane(tmp_path, test)
 

@@ -70,6 +70,7 @@ class ToldRunner:
         self.held_back: set[str] = set()
         """Names of what cannot be removed."""
         self.on_end: Callable[[WorkerEnd], None] = lambda end: None
+        self.on_note: Callable[[str, str], None] = lambda worker_id, note: None
         self.size_for: Callable[[float, int], wire.WorkerSize | None] = lambda cpu, memory_mib: None
 
     async def open(self, on_end: Callable[[WorkerEnd], None], worker_url: str) -> None:

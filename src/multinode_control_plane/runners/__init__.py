@@ -63,7 +63,13 @@ class WorkerNotMadeError(Exception):
     """A worker could not be made. Its message is shown as the pending reason; it will be tried again."""
 
 
+PULLING = "pulling image"
+"""The note of a worker whose image is being fetched."""
+NO_CAPACITY = "waiting for capacity: "
+"""Begins the message of a `WorkerNotMadeError` where what is to run it has no room for it now."""
+
 OnEnd = Callable[[WorkerEnd], None]
+OnNote = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,8 @@ class Runner(Protocol):
     """Why not both, in words; empty where both are."""
     tariff: str
     """By which of the prices' tariffs its workers are paid (`prices.TARIFFS`); empty: they cost nothing."""
+    on_note: OnNote
+    """Called on the loop with a worker's id and what its making waits for, where that takes long; empty: for nothing more."""
     output_expires: bool
     """Whether output is removed where it lies, some time after it was written, by a rule that is not ours."""
     bundles: Bundles

@@ -35,7 +35,9 @@ from multinode.wire import (
     LogRecord,
 )
 from multinode_control_plane.runners import (
+    PULLING,
     OnEnd,
+    OnNote,
     WorkerAddress,
     WorkerEnd,
     WorkerLaunch,
@@ -172,6 +174,7 @@ class DockerRunner:
         self._removing: set[asyncio.Task[Any]] = set()
         """Of these tasks those that `close` waits for."""
         self._on_end: OnEnd = lambda end: None
+        self.on_note: OnNote = lambda worker_id, note: None
         self._worker_url = ""
         self._deaths: Deaths | None = None
         self._sweeping: asyncio.TimerHandle | None = None
@@ -312,7 +315,9 @@ class DockerRunner:
             await self._do(self._make_container, launch, image, code)
         except NotInEngine:
             # Its image, which a registry may have, or the network, which somebody pruned.
-            await self._place.fetch(image)
+            name = launch.worker_id
+            await self._place.fetch(image, told=lambda: self.on_note(name, PULLING))
+            self.on_note(name, "")
             await self._do(self._make_network)
             await self._do(self._make_container, launch, image, code)
 

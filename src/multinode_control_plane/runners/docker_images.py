@@ -92,11 +92,13 @@ class EnginePlace:
         except EngineError as error:
             raise EnvironmentBuildFailed(error.message, error.hint) from error
 
-    async def fetch(self, image: str) -> ImageState:
-        """The image, pulled where it has an address and the engine does not have it.
+    async def fetch(self, image: str, *, told: Callable[[], None] = lambda: None) -> ImageState:
+        """The image, pulled where it has an address and the engine does not have it; ``told`` is called before that.
 
         Raises NotInEngine where neither engine nor registry has it, EngineError where the registry fails otherwise.
         """
+        if self._pulling[image].locked():
+            told()
         async with self._pulling[image]:
             try:
                 return await self._look(image)
@@ -104,6 +106,7 @@ class EnginePlace:
                 if self._repository is None or "@" not in image:
                     message = f"The image {image} is not in the Docker engine any more."
                     raise NotInEngine(message, "Deploy again: it is made anew.") from error
+                told()
                 await self._pull(image)
                 return await self._look(image)
 

@@ -31,7 +31,14 @@ from multinode.wire import (
     WorkerSize,
 )
 from multinode_control_plane.ecs_settings import EcsSettings
-from multinode_control_plane.runners import OnEnd, WorkerEnd, WorkerLaunch, WorkerNotMadeError
+from multinode_control_plane.runners import (
+    NO_CAPACITY,
+    OnEnd,
+    OnNote,
+    WorkerEnd,
+    WorkerLaunch,
+    WorkerNotMadeError,
+)
 from multinode_control_plane.runners.bundles import Bundles
 from multinode_control_plane.runners.ecr import EcrRepository
 from multinode_control_plane.runners.ecs_api import Account, Tasks
@@ -51,6 +58,7 @@ from multinode_control_plane.runners.ecs_tasks import (
     make_run,
     tags_of,
     task_id_of,
+    waits_for,
 )
 from multinode_control_plane.runners.fargate_sizes import size_for
 from multinode_control_plane.runners.images import Images
@@ -87,6 +95,8 @@ class _Worker:
     is_wanted: bool = True
     """Whether ``on_end`` is to be called."""
     is_claimed: bool = False
+    note: str = ""
+    """What its making waits for, as it was told last."""
     is_ending: bool = False
     was_stopped: bool = False
     is_stop_sent: bool = False
@@ -131,6 +141,7 @@ class EcsRunner:
         """When (monotonic) the workers of executions ended."""
         self._running: set[asyncio.Task[Any]] = set()
         self._on_end: OnEnd = lambda end: None
+        self.on_note: OnNote = lambda worker_id, note: None
         self._worker_url = ""
 
     # --- coming up -------------------------------------------------------------------------------------
@@ -205,7 +216,7 @@ class EcsRunner:
         definition = await self._definitions.arn(image, size)
         arguments = make_run(self._plan, definition, launch, told)
         try:
-            worker.task = await self._run(arguments)
+            worker.task = await self._run(worker.worker_id, arguments)
         except AwsFailed as error:
             if not any(words in error.message for words in _INACTIVE):
                 raise
@@ -213,13 +224,13 @@ class EcsRunner:
             definition = await self._definitions.arn(image, size)
             token = f"{launch.worker_id}-2"  # of another request
             again = {**arguments, "taskDefinition": definition, "clientToken": token}
-            worker.task = await self._run(again)
+            worker.task = await self._run(worker.worker_id, again)
         worker.made_at = time.monotonic()
         self._spawn(self._note(worker))
         if worker.was_stopped:
             self._send_stop(worker)
 
-    async def _run(self, arguments: dict[str, Any]) -> str:
+    async def _run(self, worker_id: str, arguments: dict[str, Any]) -> str:
         """The task's ARN. Asks until AWS has said yes or no: a request whose answer was lost may have run it, and the token
         makes the next one find that."""
         patience_ends_at = time.monotonic() + START_PATIENCE_S
@@ -234,6 +245,8 @@ class EcsRunner:
                 if not may_run and time.monotonic() > patience_ends_at:
                     raise
                 log.warning("%s", error)
+                is_full = error.reason == "Throttled"
+                self.on_note(worker_id, f"{NO_CAPACITY if is_full else ''}{error.message}")
             else:
                 if answer["tasks"]:
                     return str(answer["tasks"][0]["taskArn"])
@@ -318,12 +331,20 @@ class EcsRunner:
                 continue
             if task is None:
                 self._missing(worker)
-            elif has_ended(task):
+                continue
+            self._say(worker, waits_for(task))
+            if has_ended(task):
                 worker.is_ending = True
                 self._spawn(self._finish(worker, task))
             elif worker.was_stopped and task.get("desiredStatus") != "STOPPED":
                 worker.is_stop_sent = False  # it was lost, or came before ECS knew of the task
                 self._send_stop(worker)
+
+    def _say(self, worker: _Worker, note: str) -> None:
+        """Tells what its making waits for, once."""
+        if worker.note != note and not worker.is_claimed:
+            worker.note = note
+            self.on_note(worker.worker_id, note)
 
     def _missing(self, worker: _Worker) -> None:
         if time.monotonic() - worker.made_at > UNSEEN_S:

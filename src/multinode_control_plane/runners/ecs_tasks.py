@@ -12,7 +12,7 @@ from typing import Any
 from multinode.wire import WorkerSize
 from multinode.worker.launch import ARGUMENTS, Launch
 from multinode_control_plane.ecs_settings import EcsSettings
-from multinode_control_plane.runners import WorkerEnd, WorkerLaunch
+from multinode_control_plane.runners import NO_CAPACITY, PULLING, WorkerEnd, WorkerLaunch
 from multinode_control_plane.runners.fargate_sizes import cpu_units
 from multinode_control_plane.runners.worker_exits import read_exit
 
@@ -53,6 +53,8 @@ _FAILURES = (
 )  # fmt: skip
 """What AWS says (https://docs.aws.amazon.com/AmazonECS/latest/developerguide/stopped-task-error-codes.html, 2026-11-24), in which
 order it is looked for, and what it means here."""
+FULL = 4
+"""How many of them, from the first on, mean that there is no room now."""
 
 
 @dataclass(frozen=True)
@@ -255,11 +257,13 @@ def _why_it_never_ran(task: Mapping[str, Any], *, was_stopped: bool) -> str:
 
 
 def explain(said: str) -> str:
-    """What AWS's reason for not running a task means, with AWS's own words after it."""
+    """What AWS's reason for not running a task means, with AWS's own words after it; it begins with `NO_CAPACITY` where that is
+    the reason."""
     words = said.strip().rstrip(".")
     for pattern, meaning in _FAILURES:
         if re.search(pattern, words, re.IGNORECASE | re.DOTALL):
-            return f"{meaning} (AWS: {words:.500})"
+            is_full = (pattern, meaning) in _FAILURES[:FULL]
+            return f"{NO_CAPACITY if is_full else ''}{meaning} (AWS: {words:.500})"
     return f"AWS did not run its task: {words:.500}"
 
 
@@ -267,3 +271,8 @@ def explain_failure(failure: Mapping[str, Any]) -> str:
     """The same, of an entry of RunTask's ``failures``."""
     parts = (failure.get("reason", ""), failure.get("detail", ""))
     return explain(": ".join(filter(None, map(str, parts))) or "it does not say why")
+
+
+def waits_for(task: Mapping[str, Any]) -> str:
+    """What a task that does not run yet waits for; empty where that has no word of its own."""
+    return PULLING if task.get("lastStatus") == "PENDING" else ""

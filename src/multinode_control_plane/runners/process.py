@@ -39,6 +39,7 @@ from multinode.worker import processes
 from multinode.worker.launch import Launch
 from multinode_control_plane.runners import (
     OnEnd,
+    OnNote,
     WorkerEnd,
     WorkerLaunch,
     WorkerNotMadeError,
@@ -108,6 +109,7 @@ class ProcessRunner:
         self._workers: dict[str, _Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._on_end: OnEnd = lambda end: None
+        self.on_note: OnNote = lambda worker_id, note: None
         self._worker_url = ""
 
     async def worker_address(self) -> None:

@@ -22,7 +22,7 @@ from multinode.limits import MAX_CHARACTERS
 from multinode_control_plane import decide, model
 from multinode_control_plane.model import executions, invocations, values, workers
 from multinode_control_plane.prices import Meter
-from multinode_control_plane.runners import WorkerEnd
+from multinode_control_plane.runners import NO_CAPACITY, WorkerEnd
 from multinode_control_plane.service import costs, rows, statements, traceparent
 from multinode_control_plane.service.actions import ForgetWorker, SetTimer
 from multinode_control_plane.service.catalog import Catalog, Version
@@ -574,7 +574,8 @@ def _why_not_made(tx: Transaction, context: Context, worker: Row, end: WorkerEnd
 
 def _try_again(tx: Transaction, row: Row, execution: Row, why: str) -> None:
     """A worker that never claimed has started nothing: another one, after a while that doubles."""
-    error = wire.FunctionError(f"worker could not be made: {why}")
+    is_known = why.startswith(NO_CAPACITY)
+    error = wire.FunctionError(why if is_known else f"worker could not be made: {why}")
     _end_execution(tx, execution, wire.ExecutionEnd("lost", error=error))
     tx.after_commit(WorkerNotMade(row.project))
     due_at = tx.now + decide.not_made_delay(row.not_made)
@@ -615,6 +616,19 @@ def set_unreachable(tx: Transaction, worker_id: str, unreachable: bool) -> None:
     for execution in unended(tx.connection, worker):
         row = rows.invocation(tx.connection, execution.invocation_id)
         if not decide.is_final(row.status):
+            rows.move(tx, row, row.status)
+
+
+def set_note(tx: Transaction, worker_id: str, note: str) -> None:
+    """Notes what the making of a worker waits for; empty: for nothing more."""
+    worker = statements.first(tx.connection, workers, worker_id=worker_id)
+    if worker is None or worker.state not in (model.REQUESTED, model.ACCEPTED):
+        return
+    words = note.replace("\0", " ") or None  # PostgreSQL stores none
+    statements.change(tx.connection, workers, {"worker_id": worker_id}, note=words)
+    for execution in unended(tx.connection, worker):
+        row = rows.invocation(tx.connection, execution.invocation_id)
+        if row.status == wire.PENDING:
             rows.move(tx, row, row.status)
 
 

@@ -208,6 +208,7 @@ def _state(row: Row, worker: Row | None, queue: Row | None, now: float, *, drain
         note=row.pending_note,
         failed_attempts=row.num_failed_attempts,
         worker_state=worker.state if worker is not None and row.waiting is None else None,
+        worker_note=worker.note if worker is not None else None,
         slots_used=queue.workers,
         max_concurrency=queue.max_concurrency,
         held_back=draining and row.parent_id is None,

@@ -1,0 +1,11 @@
+"""What the making of a worker waits for"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0012"
+down_revision = "0011"
+
+
+def upgrade() -> None:
+    op.add_column("workers", sa.Column("note", sa.Text(), nullable=True))
