@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from multinode.errors import IncompatibleVersion
 from multinode_control_plane.databases import Database
 
-HEAD = "0012"
+HEAD = "0013"
 """The schema that this release reads and writes: the newest file in ``versions/``."""
 
 ATTEMPTS, PAUSE_S = 10, 0.2
