@@ -45,7 +45,8 @@ class Leading:
         plane.leads = True
         plane.metrics.leader.set(1)
         if door is not None:
-            self._door = Serving(make_app(plane, door.hosts, WORKER_ENDPOINTS), door.listener)
+            app = make_app(plane, door.hosts, WORKER_ENDPOINTS)
+            self._door = Serving(app, door.listener, on_late=plane.metrics.was_late)
         work = [_regularly(_collect, plane), _regularly(_forget, plane)]
         if plane.store.database.is_shared:
             work.append(_fetch_bundles(plane))

@@ -7,8 +7,9 @@ import contextlib
 import errno
 import ipaddress
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -50,8 +51,14 @@ class Serving:
     """An application that is served on a socket, from now until `end`."""
 
     def __init__(
-        self, app: Border, listener: socket.socket, certificate: Certificate | None = None
+        self,
+        app: Border,
+        listener: socket.socket,
+        certificate: Certificate | None = None,
+        *,
+        on_late: Callable[[str], None] = lambda what: None,
     ) -> None:
+        """``on_late``: see `PatientProtocol`."""
         self._http = HttpServer(
             uvicorn.Config(
                 app,
@@ -61,7 +68,7 @@ class Serving:
                 date_header=False,
                 server_header=False,
                 proxy_headers=False,
-                http=PatientProtocol,
+                http=partial(PatientProtocol, on_late=on_late),  # type: ignore[arg-type]  # uvicorn only calls it
                 ws="none",
                 loop="asyncio",
                 timeout_keep_alive=KEEP_ALIVE_S,

@@ -219,9 +219,10 @@ async def _serve_store(
     else:
         await leading.begin()
     plane.readiness.open()
-    serving = [Serving(make_app(plane, known_hosts(settings)), listener, settings.certificate)]
+    app, on_late = make_app(plane, known_hosts(settings)), plane.metrics.was_late
+    serving = [Serving(app, listener, settings.certificate, on_late=on_late)]
     if door is not None:
-        serving.append(Serving(make_app(plane, door.hosts), door.listener))
+        serving.append(Serving(make_app(plane, door.hosts), door.listener, on_late=on_late))
     try:
         if cluster is not None:
             await _first_of(cluster.settled, stop.event)

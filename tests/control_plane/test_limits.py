@@ -26,6 +26,7 @@ from multinode_control_plane.api.limits import WRONG_KEYS, WRONG_KEYS_S, OpenReq
 from multinode_control_plane.api.routes import make_app
 from multinode_control_plane.listening import Serving, bind, known_hosts
 from multinode_control_plane.runners import bundles
+from multinode_control_plane.telemetry.metrics import PARTS, Metrics
 
 
 def note_until_refused(wrong: WrongKeys, address: str, now: float) -> TooManyWrongKeys:
@@ -105,6 +106,30 @@ def test_a_key_may_have_so_many_open_requests(tmp_path):
             assert httpx.get(served.url + "/v1/projects", **asked_with(other)).status_code == 200
         until(lambda: not served.api.open_requests._open)
         assert httpx.get(served.url + "/v1/projects", **asked_with(reader)).status_code == 200
+
+
+def test_who_has_too_many_open_can_stop_the_server_all_the_same(tmp_path):
+    with serving(tmp_path, max_open_requests=1) as served:
+        admin = asked_with(served.key("admin"))
+        served.do(served.plane.deploy())
+        started = served.do(served.plane.start())
+        logs = f"{served.url}/v1/invocations/{started}/logs?follow=1"
+        with httpx.stream("GET", logs, **admin):
+            assert httpx.get(served.url + "/v1/projects", **admin).status_code == 429
+            assert httpx.get(served.url + "/v1/server", **admin).status_code == 200
+            stop = httpx.post(served.url + "/v1/server/stop", json={"mode": "now"}, **admin)
+            assert stop.status_code == 200
+        assert served.stops == ["now"]
+
+
+def test_control_has_a_limit_of_its_own_which_others_do_not_have(tmp_path):
+    with serving(tmp_path, max_open_requests=1) as served:
+        reader, admin = served.key("read"), served.key("admin")
+        served.api.open_requests.begin("The key 'admin', as administrator,", 0.0)
+        refused = httpx.get(served.url + "/v1/server", **asked_with(admin))
+        assert "The key 'admin', as administrator, has 1 open requests" in refused.text
+        served.api.open_requests.begin("The key 'read'", 0.0)
+        assert httpx.get(served.url + "/v1/server", **asked_with(reader)).status_code == 429
 
 
 def until(fact: Callable[[], bool]) -> None:
@@ -202,24 +227,29 @@ async def told_length(scope: Any, receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connected(
+    late: list[str],
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     listener = bind("127.0.0.1", 0)
-    served = Serving(told_length, listener)
+    served = Serving(told_length, listener, on_late=late.append)
     reader, writer = await asyncio.open_connection(*listener.getsockname())
     yield reader, writer
     writer.close()
     await served.end()
 
 
-def impatient(monkeypatch: pytest.MonkeyPatch, test: Callable[..., Awaitable[None]]) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch, test: Callable[..., Awaitable[None]]) -> list[str]:
+    """What did not come in time, as the metrics are told."""
+    late: list[str] = []
     monkeypatch.setattr(patience, "HEAD_S", 0.2)
     monkeypatch.setattr(patience, "BODY_S", 0.2)
 
     async def run() -> None:
-        async with connected() as (reader, writer):
+        async with connected(late) as (reader, writer):
             await asyncio.wait_for(test(reader, writer), 20)
 
     asyncio.run(run())
+    return late
 
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
@@ -232,7 +262,13 @@ def test_what_does_not_arrive_has_its_connection_closed(monkeypatch, sent):
         with suppress(ConnectionResetError):
             assert await reader.read() == b""
 
-    impatient(monkeypatch, test)
+    assert impatient(monkeypatch, test) == ["body" if sent.startswith(HEAD) else "head"]
+
+
+def test_a_connection_that_was_closed_for_its_slowness_is_counted():
+    made = Metrics()
+    made.was_late("body")
+    assert [made.late.labels(part)._value.get() for part in PARTS] == [0, 1]
 
 
 def test_a_head_in_dribs_is_too_late_all_the_same(monkeypatch):
@@ -257,7 +293,7 @@ def test_a_body_that_goes_on_coming_has_more_time(monkeypatch):
             await asyncio.sleep(0.05)  # together longer than BODY_S
         assert b"200 OK" in await reader.readuntil(b"1000 bytes")
 
-    impatient(monkeypatch, test)
+    assert impatient(monkeypatch, test) == []
 
 
 def test_an_idle_connection_between_requests_is_kept(monkeypatch):

@@ -210,6 +210,11 @@ class Endpoint:
     refuse: Callable[[MultinodeError], Response] | None = None
     """How an error is answered, where that is not `error_response`."""
 
+    @property
+    def is_control(self) -> bool:
+        """Whether an administrator gets a busy server in hand with it: to look at it, to stop it, to revoke a key."""
+        return self.role == "admin" or self.path == "/v1/server"
+
 
 def _check_meant(plane: ControlPlane, request: Request) -> None:
     """Raises NotReady for what was forwarded to another process than this one, or to this one when it led."""
@@ -229,7 +234,7 @@ async def answer_to(plane: ControlPlane, endpoint: Endpoint, request: Request) -
             return await _forwarded(plane, plane.forwarding, endpoint, request)
         caller = await _authenticate(plane, endpoint, request)
         _note_ids(caller, request)
-        _count(plane, caller)
+        _count(plane, endpoint, caller)
         if "project" in request.path_params:  # here, so that no route can forget it
             caller.check(request.path_params["project"])
         asked = read_all(endpoint.query, request.query_params)
@@ -271,18 +276,21 @@ async def _forwarded(
 ) -> Response:
     """The leader's answer. Keys are looked at here, where it is known who asks; workers' tokens by the leader."""
     if not _secret_of(request).startswith(WORKER_TOKEN):
-        _count(plane, await _authenticate(plane, endpoint, request))
+        _count(plane, endpoint, await _authenticate(plane, endpoint, request))
     if endpoint.archive:
         return await forwarding.answer_to(request, request.stream())
     return await forwarding.answer_to(request, await body_of(request, endpoint.max_body_bytes))
 
 
-def _count(plane: ControlPlane, caller: Caller) -> None:
-    """Counts the request as open, until `answered`."""
+def _count(plane: ControlPlane, endpoint: Endpoint, caller: Caller) -> None:
+    """Counts the request as open, until `answered`. An administrator's are counted apart: one whose key has as many others
+    open as it may can stop the server all the same."""
     asked = current.get()
     if asked is None or not caller.name:
         return
     name = f"The {'worker' if caller.worker else 'key'} {caller.name!r}"
+    if endpoint.is_control and caller.role == "admin":
+        name += ", as administrator,"
     plane.open_requests.begin(name, time.monotonic())
     asked.counted_as = name
 

@@ -57,6 +57,10 @@ class Names:
         return name
 
 
+PARTS = ("head", "body")
+"""Of a request, which may come too slowly."""
+
+
 class Metrics:
     """All that this process counts, in a registry of its own."""
 
@@ -77,6 +81,7 @@ class Metrics:
         # From 0 on: what begins with its first failure has not grown by it, and nobody is alerted.
         for counter, labels in (
             (self.refused, REFUSALS),
+            (self.late, PARTS),
             (self.store_errors, STORE_ERRORS),
             (self.runner_errors, ("start", "other")),
         ):
@@ -115,6 +120,11 @@ class Metrics:
         )
         self.refused = self._counter(
             "http_requests_refused", "Requests that were refused for their key or a limit.", "error"
+        )
+        self.late = self._counter(
+            "http_connections_too_slow",
+            "Connections that were closed: what they had to send did not come in time.",
+            "part",
         )
         self.open_requests = self._gauge(
             "http_open_requests", "Requests that are being answered, or wait for a change."
@@ -175,6 +185,10 @@ class Metrics:
         """A request was refused with an error of this code."""
         if code in REFUSALS:
             self.refused.labels(code).inc()
+
+    def was_late(self, part: str) -> None:
+        """A connection was closed for what did not come: a request's ``head``, or ``body``."""
+        self.late.labels(part).inc()
 
     def committed(self, jobs: int, lasted_s: float) -> None:
         """The writer has committed a transaction of so many jobs."""
