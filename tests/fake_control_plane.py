@@ -101,7 +101,7 @@ class FakeControlPlane:
     def record(self, worker_id: str) -> Record:
         return self.records[worker_id]
 
-    def wait_for(self, predicate: Callable[[], Any], timeout_s: float = 15.0) -> Any:
+    def wait_for(self, predicate: Callable[[], Any], timeout_s: float = 60.0) -> Any:
         """What ``predicate`` returns once it is true; it is asked after every request."""
         with self.changed:
             found = self.changed.wait_for(predicate, timeout_s)

@@ -105,7 +105,7 @@ class SecureShell:
         if self.process is not None:
             self.cut()
             self.process.terminate()
-            self.process.wait(10)
+            self.process.wait(60)
             self.process = None
 
 

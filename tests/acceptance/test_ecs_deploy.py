@@ -112,7 +112,7 @@ def test_a_task_costs_its_size_from_its_pull_on(product, said):
     while (cost := product.client().call(InvocationDetail, "GET", path).executions[0].cost) is None:
         assert time.monotonic() < deadline, "its worker is not gone"
     assert (cost.cpu, cost.memory_mib, cost.tariff) == (0.5, 1024, "x86_64")
-    assert 60 <= cost.billed_s < 120
+    assert 60 <= cost.billed_s < 600
     assert cost.cost == pytest.approx((0.5 * 0.04048 + 0.004445) * cost.billed_s / 3600)
     assert " USD: " in product.run("describe", ended)
     assert product.json("cost")["paid_executions"] >= 1

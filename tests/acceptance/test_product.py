@@ -169,7 +169,7 @@ def test_other_users_of_the_machine_and_web_pages_are_outside(product):
         ({**right, "Host": "evil.example"}, 403),
         ({**right, "Origin": "http://evil.example"}, 403),
     ):
-        connection = http.client.HTTPConnection(address, timeout=10)
+        connection = http.client.HTTPConnection(address, timeout=60)
         connection.request("GET", "/v1/projects", headers=headers)
         assert connection.getresponse().status == status, headers
         connection.close()

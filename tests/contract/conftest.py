@@ -46,7 +46,7 @@ def ecs_stage(tmp_path, ecs_environment, ending, monkeypatch):
 
         stage = EcsStage(tmp_path, ecs_environment, plane, ending)
         yield stage
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (left := stage.left() or stage.present()) and time.monotonic() < deadline:
         time.sleep(0.05)
     stage.tasks.close()

@@ -110,13 +110,13 @@ class Bench:
             tx.now = self.now()
             return case(tx, *arguments, **options)
 
-        answer = self.store.submit(job).result(10)
+        answer = self.store.submit(job).result(60)
         self.run_on_loop(asyncio.sleep(0))
         return answer
 
     def run_on_loop(self, work: Any) -> Any:
         """What a coroutine on the store's loop returns."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def look(self, case: Any, *arguments: Any, **options: Any) -> Any:
         return self.store._read(lambda connection: case(connection, *arguments, **options))

@@ -315,7 +315,7 @@ class Stage:
             text = text and text.replace("{" + name + "}", value)
         if secret is not None:
             headers["Authorization"] = secret
-        connection = http.client.HTTPConnection(self.served.url.removeprefix("http://"), timeout=10)
+        connection = http.client.HTTPConnection(self.served.url.removeprefix("http://"), timeout=60)
         try:
             connection.request(method, path, options.get("data", text), headers)
             answer = connection.getresponse()

@@ -126,7 +126,7 @@ def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     host, port = server.get_host_and_port()
     scripted_aws.log_in(monkeypatch, f"http://{host}:{port}")
     reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
-    urllib.request.urlopen(reset, timeout=10).close()  # what it knows is this process's
+    urllib.request.urlopen(reset, timeout=60).close()  # what it knows is this process's
     client = boto3.client("ecr")
     yield client
     client.close()

@@ -40,7 +40,7 @@ class Program:
         """Status, and the answer, or the error's detail."""
         if self.key is not None:
             headers.setdefault("Authorization", f"Bearer {self.key}")
-        connection = http.client.HTTPConnection(self.served.url.removeprefix("http://"), timeout=10)
+        connection = http.client.HTTPConnection(self.served.url.removeprefix("http://"), timeout=60)
         try:
             data = body if body is None or isinstance(body, bytes) else json.dumps(body)
             connection.request(method, path, data, headers)

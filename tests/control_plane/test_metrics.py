@@ -143,15 +143,15 @@ def test_requests_are_counted_by_route_without_the_time_that_they_waited(served)
 
     invocation_id = served.do(start())
     revision = served.do(served.plane.info(invocation_id)).revision
-    url = f"{served.url}/v1/invocations/{invocation_id}?wait_s=0.5&revision={revision}"
-    assert httpx.get(url, headers=headers).elapsed.total_seconds() >= 0.5
+    url = f"{served.url}/v1/invocations/{invocation_id}?wait_s=2&revision={revision}"
+    assert httpx.get(url, headers=headers).elapsed.total_seconds() >= 2
     httpx.get(served.url + "/v1/invocations/none", headers=headers)
     httpx.get(served.url + "/nothing/here")
     seen = Scraped(served)
     of_route = {"method": "GET", "route": "/v1/invocations/{id}"}
     name = "http_request_duration_seconds"
     assert seen(f"{name}_count", status="2xx", **of_route) == 1
-    assert seen(f"{name}_sum", status="2xx", **of_route) < 0.4
+    assert seen(f"{name}_sum", status="2xx", **of_route) < 1.5
     assert seen(f"{name}_count", status="4xx", **of_route) == 1
     assert seen(f"{name}_count", status="4xx", method="none", route="none") == 1
 

@@ -32,7 +32,7 @@ def test_the_file_is_in_step(pytestconfig: Any) -> None:
 
 def test_it_is_told_without_a_key(tmp_path: Path) -> None:
     with serving(tmp_path) as served:
-        with urllib.request.urlopen(f"{served.url}/v1/openapi.json", timeout=10) as answer:
+        with urllib.request.urlopen(f"{served.url}/v1/openapi.json", timeout=60) as answer:
             assert json.load(answer) == json.loads(json.dumps(DOCUMENT))
 
 

@@ -30,7 +30,7 @@ class Caller:
             headers={"Authorization": f"Bearer {self.key}"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)["error"]

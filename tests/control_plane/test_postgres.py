@@ -215,7 +215,7 @@ def test_a_writer_that_hangs_loses_its_lock(shared_url, tmp_path):
         hanging.execute(f"BEGIN; SELECT pg_advisory_xact_lock({databases.WRITER_LOCK})")
         begun = time.monotonic()
         bench.deploy()
-        assert time.monotonic() - begun < 8
+        assert time.monotonic() - begun < 30
     finally:
         hanging.close()
         bench.close()
@@ -256,8 +256,8 @@ def test_a_number_that_is_too_large_is_its_senders_error_alone(shared_url, tmp_p
         bench.deploy()
         who = bench.claim(invocation_id := bench.start())
         begun, going = threading.Event(), threading.Event()
-        bench.store.submit(lambda tx: (begun.set(), going.wait(10)))
-        assert begun.wait(10)  # so that the next ones are one batch
+        bench.store.submit(lambda tx: (begun.set(), going.wait(60)))
+        assert begun.wait(60)  # so that the next ones are one batch
         execution_id = bench.launch_of(invocation_id).execution_id
         end = wire.ExecutionEnd("succeeded", exit_code=2**70)
         report = wire.Report(execution_id, end=end)
@@ -265,8 +265,8 @@ def test_a_number_that_is_too_large_is_its_senders_error_alone(shared_url, tmp_p
         other = bench.store.submit(lambda tx: 5)
         going.set()
         with pytest.raises(InvalidRequest, match="cannot be stored"):
-            wrong.result(10)
-        assert other.result(10) == 5
+            wrong.result(60)
+        assert other.result(60) == 5
         bench.end(invocation_id, who, "failed", exit_code=2**40)
         assert bench.status(invocation_id) == "FAILED"
     finally:

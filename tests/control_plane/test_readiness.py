@@ -107,7 +107,7 @@ def test_over_http_without_a_key(tmp_path):
         served._loop.call_soon_threadsafe(
             lambda: (served.api.readiness.drain("It was asked to stop."), done.set())
         )
-        assert done.wait(10)
+        assert done.wait(60)
         answer = httpx.get(served.url + "/readyz")
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "not_ready"

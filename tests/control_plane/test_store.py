@@ -49,8 +49,8 @@ def test_a_commit_waits_for_the_disk_unless_nothing_in_it_has_to(
     bench: Bench, database: str, durable: tuple[bool, ...], level: int
 ) -> None:
     begun, going = threading.Event(), threading.Event()
-    bench.store.submit(lambda tx: (begun.set(), going.wait(10)))
-    assert begun.wait(10)  # so the others are a batch of their own
+    bench.store.submit(lambda tx: (begun.set(), going.wait(60)))
+    assert begun.wait(60)  # so the others are a batch of their own
 
     def look(tx) -> int:
         if database == "sqlite":
@@ -60,7 +60,7 @@ def test_a_commit_waits_for_the_disk_unless_nothing_in_it_has_to(
 
     waiting = [bench.store.submit(look, durable=each) for each in durable]
     going.set()
-    assert {each.result(10) for each in waiting} == {level}
+    assert {each.result(60) for each in waiting} == {level}
 
 
 def test_what_is_not_urgent_goes_along_with_the_next_commit_or_by_itself_soon(
@@ -122,8 +122,8 @@ class Together:
     def write(self, *items: str, kind: str = "kind") -> list[object]:
         async def work() -> list[object]:
             begun, going = threading.Event(), threading.Event()
-            self.bench.store.submit(lambda tx: (begun.set(), going.wait(10)))
-            assert begun.wait(10)
+            self.bench.store.submit(lambda tx: (begun.set(), going.wait(60)))
+            assert begun.wait(60)
             store = self.bench.store
             waiting = [
                 asyncio.create_task(store.write_with_others(kind or object(), item, self.do_all))

@@ -235,7 +235,7 @@ class Plane:
 
     async def until(self, fact: Callable[[], Awaitable[bool]]) -> None:
         """Waits for a fact that changes of the store bring about."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not await fact():
             assert time.monotonic() < deadline, "it did not become true"
             await asyncio.sleep(0.01)

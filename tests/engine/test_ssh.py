@@ -83,14 +83,14 @@ def test_one_login_carries_as_many_streams_as_there_are_workers(shell):
     for stream in streams[: FOLLOWERS // 2]:
         stream.close()
     for thread in threads[: FOLLOWERS // 2]:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
     ending = [threading.Thread(target=stream.close) for stream in streams[FOLLOWERS // 2 :]]
     for thread in ending:
         thread.start()
     engine.close()
     for thread in [*ending, *threads]:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
     wait_for(lambda: not shell.connections())
 

@@ -46,7 +46,7 @@ def sealed_with(pair) -> set[str]:
 
 def readiness(product) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"{product.server['url']}/readyz", timeout=10) as answer:
+        with urllib.request.urlopen(f"{product.server['url']}/readyz", timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

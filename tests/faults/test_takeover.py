@@ -43,7 +43,7 @@ def wait_for(path):
         time.sleep(0.02)
     return "seen"
 """
-TAKEN_OVER_S = 10.0
+TAKEN_OVER_S = 40.0
 SOON_S = 4.5
 """In which a process ends; after 5 s uvicorn cuts off what is open."""
 THREE = '[{"py/tuple":[1,2]},{}]'
@@ -153,7 +153,7 @@ def test_both_serve_and_hear_each_other(pair, tmp_path):
         time.sleep(0.5)
         follower.call(wire.InvocationInfo, "POST", f"{path}/cancel")
         assert {each.result().status for each in found} <= {"CANCELLING", "CANCELLED"}
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 18
     assert result_of(pair.first, running)[0] == "CANCELLED"
     assert pair.second.run("invoke", "add", "1", "2") == "3\n"
     # What only the leader can answer comes through the follower too.
@@ -220,7 +220,7 @@ def test_another_takes_over_when_the_leader_is_killed(pair, tmp_path):
     os.kill(pair.first.server["pid"], signal.SIGKILL)
     began = time.monotonic()
     with closing(pair.second.client()) as client:  # only a leader can answer: it waits for one
-        client.call(wire.ServerInfo, "GET", path_of("server"), wait_s=20)
+        client.call(wire.ServerInfo, "GET", path_of("server"), wait_s=TAKEN_OVER_S)
     assert time.monotonic() - began < TAKEN_OVER_S
     pair.wait_until_second_leads()
     assert pair.second.run("invoke", "add", "1", "2") == "3\n"
@@ -247,8 +247,8 @@ def test_a_leader_that_hung_can_do_nothing_when_it_comes_back(pair):
 
 
 def test_a_stop_lets_another_lead_at_once(pair):
-    begun = time.monotonic()
     pair.first.run("server", "stop", "--now")
+    begun = time.monotonic()
     pair.wait_until_second_leads()
     assert time.monotonic() - begun < PATIENCE_S
     assert pair.second.run("invoke", "add", "1", "2") == "3\n"

@@ -219,7 +219,7 @@ def registry_process(folder, users=None, *, allows_removal=False):
         yield address
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def htpasswd_line(user, password):

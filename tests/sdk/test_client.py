@@ -114,7 +114,7 @@ def test_nobody_waits_for_longer_than_retry_s_without_a_word(plane, call):
     began_at = time.monotonic()
     with pytest.raises(errors.TooManyRequests, match="too much"):
         call(plane.client(retry_s=5), wire.Empty, "GET", "/v1/x")
-    assert time.monotonic() - began_at < 3
+    assert time.monotonic() - began_at < 5
     assert len(plane.requests) == 1
 
 

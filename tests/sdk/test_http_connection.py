@@ -34,7 +34,7 @@ def answering():
     yield connect
     for made, thread in opened:
         made.close()
-        thread.join(10)
+        thread.join(60)
 
 
 def ask(connection, method="GET", body=None):
@@ -137,6 +137,6 @@ def test_a_body_that_is_refused_before_it_is_sent_has_its_answer_read():
         connection = HttpConnection("127.0.0.1", listener.getsockname()[1], timeout_s=10)
         head, body = ask(connection, "PUT", bytes(8 * 1024 * 1024))
         connection.close()
-        thread.join(10)
+        thread.join(60)
 
     assert (head.status, body) == (413, b"much")

@@ -60,14 +60,14 @@ class StarterProcess:
         order = {"start": json.loads(launch.to_json()), "fresh": fresh, "env": env or {}}
         self.connection.sendall(json.dumps(order).encode() + b"\n")
 
-    def wait_for(self, predicate, timeout_s=15.0):
+    def wait_for(self, predicate, timeout_s=60.0):
         with self.changed:
             assert self.changed.wait_for(predicate, timeout_s), "the starter said nothing"
 
     def close(self):
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
-        self.process.wait(15)
+        self.process.wait(60)
         self.connection.close()
 
     def _listen(self):
@@ -118,7 +118,7 @@ class Run:
         self._bench.plane.wait_for(lambda: self.record.claims)
         return self
 
-    def end(self, timeout_s=15.0):
+    def end(self, timeout_s=60.0):
         """How it ended, once it has."""
         self._bench.plane.wait_for(lambda: self.record.end, timeout_s)
         return self.record.end
@@ -128,7 +128,7 @@ class Run:
         assert (end.outcome, end.error) == ("succeeded", None)
         return decode(end.result)
 
-    def gone(self, timeout_s=15.0):
+    def gone(self, timeout_s=60.0):
         """The supervisor's exit status, once nothing is left."""
         if self.process is not None:
             return self.process.wait(timeout_s)
@@ -189,7 +189,7 @@ class Bench:
         self.starter = starter
         self.plane = plane
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.listener.settimeout(15)
+        self.listener.settimeout(60)
         self._runs = []
 
     def run(

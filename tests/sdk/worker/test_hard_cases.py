@@ -244,7 +244,7 @@ def test_exit_handlers_run_and_are_bounded(bench):
     """
     run = bench.run(source)
     assert run.result() == 1
-    assert run.gone(12) == 0
+    assert run.gone(60) == 0
     assert run.log() == "bye\n"
 
 
@@ -262,8 +262,8 @@ def test_loop_that_does_not_close_does_not_hold_the_end(bench):
     """
     run = bench.run(source)
     assert run.result() == 1
-    assert run.record.ended_at - run.record.claimed_at < 3
-    assert run.gone(12) == 0
+    assert run.record.ended_at - run.record.claimed_at < 8
+    assert run.gone(60) == 0
 
 
 def test_interpreter_that_is_stopped_is_timed_out(bench):

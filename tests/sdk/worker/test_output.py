@@ -37,7 +37,7 @@ def test_everything_is_there_when_the_end_is_visible(bench):
 def test_lines_are_there_while_the_function_runs(bench):
     run = bench.run("@mn.function()\ndef f():\n    print('early')\n    mark()\n    time.sleep(60)")
     run.mark()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while run.log() != "early\n" and time.monotonic() < deadline:
         pass  # the log file has no bell
     assert run.log() == "early\n"

