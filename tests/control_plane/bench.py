@@ -175,15 +175,23 @@ class Bench:
     def gone(self, who: WorkerIdentity, **end: Any) -> None:
         self.do(executions.worker_gone, self.context, WorkerEnd(who.worker_id, **end))
 
-    def ask(self, who: WorkerIdentity, number: int, *, done: Any = None, most: int = 1) -> Any:
+    def ask(
+        self,
+        who: WorkerIdentity,
+        number: int,
+        *,
+        done: Any = None,
+        most: int = 1,
+        reports: Any = None,
+        wait_s: float = 25.0,
+    ) -> Any:
         """The worker asks for its next; what it was handed with that. ``done`` is the outcome of its execution before."""
-        reports = None
         if done is not None:
             worker = self.look(statements.one, model.workers, worker_id=who.worker_id)
             running = self.look(executions.unended, worker)
             end = wire.ExecutionEnd(done, result="1" if done == "succeeded" else None)
             reports = [wire.Report(each.execution_id, None, end) for each in running]
-        request = wire.NextRequest(number, most, reports)
+        request = wire.NextRequest(number, most, reports, wait_s=wait_s)
         found = self.do(pools.ask, self.context, who, request, draining=self.draining)
         return wire.Next(self.handed.pop(who.worker_id, None) or found.tasks, found.leave)
 

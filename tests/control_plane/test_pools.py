@@ -94,6 +94,21 @@ class TestServingSeveral:
         with pytest.raises(ClaimRefused, match="asks for its execution 9; it was given 1"):
             bench.ask(who, 9)
 
+    def test_ends_can_be_told_while_another_runs(self, bench: Bench) -> None:
+        warm(bench, max_concurrency=1)
+        claimed, first, second, third = (bench.start() for _ in range(4))
+        who = bench.claim(claimed)
+        ran, runs = bench.ask(who, 2, done="succeeded", most=2).tasks
+        end = wire.Report(ran.execution_id, None, wire.ExecutionEnd("succeeded", result="1"))
+        assert bench.ask(who, 4, reports=[end], wait_s=0.0) == wire.Next()
+        found = [bench.status(each) for each in (first, second, third)]
+        assert found == [wire.SUCCEEDED, wire.RUNNING, wire.PENDING]
+        assert bench.info(first).terminated
+        assert (state(bench, who).state, state(bench, who).deadline_at) == (model.EXCHANGED, None)
+        end = wire.Report(runs.execution_id, None, wire.ExecutionEnd("succeeded", result="1"))
+        found = bench.ask(who, 4, reports=[end])
+        assert [task.invocation_id for task in found.tasks] == [third]
+
     def test_after_so_many_it_is_told_to_leave(self, bench: Bench) -> None:
         warm(bench, max_concurrency=1, max_invocations_per_worker=2)
         first, second, third = (bench.start() for _ in range(3))

@@ -353,13 +353,11 @@ class Supervisor:
             self._timers.setdefault("hold", monotonic() + HOLD_S)
 
     def _tell_ends(self) -> None:
-        """Tells ends that have waited, and asks for more tasks by the way, while there is one that runs."""
-        if self._request is not None:  # with others
+        """Tells ends that have waited while another task runs."""
+        if self._request is not None:  # with later ones
             self._timers["ends"] = monotonic() + END_PATIENCE_S
-        elif self._served().may_ask:
-            self._ask(is_idle=False)
         else:
-            self._reports.add(self._served().take_ends())
+            self._ask(is_idle=False)
 
     def _finish_served(self) -> None:
         """There is nothing more to run; what is not told yet are the last words."""

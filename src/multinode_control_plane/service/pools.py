@@ -60,7 +60,7 @@ def ask(
 ) -> wire.Next:
     """Ends what the worker has done; then what it was handed already, or nothing: then it is idle, and will be handed what comes.
 
-    Raises ClaimRefused where it has nothing more to ask for.
+    One that does not wait may have others that run: then it only tells ends. Raises ClaimRefused where it has nothing more to ask for.
     """
     for done in request.reports or ():
         cases.report(tx, context, who, done, stays=True)
@@ -68,6 +68,9 @@ def ask(
     if worker is None or worker.gone_at is not None:
         message = f"{who.worker_id} was given up."
         raise ClaimRefused(message)
+    is_next = request.number == worker.served + 1
+    if is_next and not request.wait_s and cases.unended(tx.connection, worker):
+        return wire.Next()
     found = answer_to(tx.connection, context, worker, request.number)
     if found.leave or found.tasks:
         return found
