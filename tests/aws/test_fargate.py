@@ -1,6 +1,7 @@
 """The stand-in's ECS: a task lives, fails and ends as AWS's documentation has it."""
 
 import time
+from contextlib import suppress
 
 import botocore.exceptions
 import pytest
@@ -15,7 +16,10 @@ MISSING = "arn:aws:ecs:eu-west-2:123456789012:task/fargate/" + "0" * 32
 def image(aws, engine, login_of, push):
     """Its name by digest."""
     ecr = aws.client("ecr")
-    repository = ecr.create_repository(repositoryName="tasks")["repository"]["repositoryUri"]
+    with suppress(ecr.exceptions.RepositoryAlreadyExistsException):  # of when this file was here
+        ecr.create_repository(repositoryName="tasks")
+    (found,) = ecr.describe_repositories(repositoryNames=["tasks"])["repositories"]
+    repository = found["repositoryUri"]
     return f"{repository}@{push(engine, IMAGE, repository, 'python', login_of(ecr))}"
 
 
@@ -23,7 +27,9 @@ def image(aws, engine, login_of, push):
 def ecs(aws):
     client = aws.client("ecs")
     client.create_cluster(clusterName="fargate")
-    aws.client("logs").create_log_group(logGroupName="/fargate")
+    logs = aws.client("logs")
+    with suppress(logs.exceptions.ResourceAlreadyExistsException):
+        logs.create_log_group(logGroupName="/fargate")
     return client
 
 
