@@ -179,6 +179,9 @@ class Relay:
         self.port: int = self._listener.getsockname()[1]
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self.is_cut = False
+        self.passes = threading.Event()
+        """Cleared: it takes connections, and what comes on them, and nothing is ever said."""
+        self.passes.set()
         self.on_client_bytes: Callable[[bytes], bool] = lambda data: True
         """Asked for each piece that a client sends, before it is passed on. False: what the server answers from now on is
         lost, and the connection with it. ConnectionError: it is lost before."""
@@ -212,6 +215,7 @@ class Relay:
             while data := client.recv(65536):
                 if not self.on_client_bytes(data):
                     lost.set()
+                self.passes.wait()
                 server.sendall(data)
         with suppress(OSError):
             server.shutdown(socket.SHUT_WR)
@@ -242,4 +246,5 @@ class Relay:
 
     def close(self) -> None:
         self.cut()
+        self.passes.set()
         self._listener.close()

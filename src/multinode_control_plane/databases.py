@@ -7,7 +7,10 @@ processes share, so that no use case has to know on which it runs.
 
 from __future__ import annotations
 
+import os
+import socket
 import sqlite3
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +29,9 @@ from multinode_control_plane import database_passwords
 
 WRITER_LOCK, SCHEMA_LOCK = 0x6D756C7469, 0x6D756C7470
 """PostgreSQL's advisory locks of ours: who writes, and who changes the schema."""
+
+CONNECT_S, HURRIED_CONNECT_S = 5, 2
+"""How long a new connection may take; libpq's least is the second."""
 
 
 class Database(Protocol):
@@ -57,6 +63,12 @@ class Database(Protocol):
 
     def listeners(self, connection: sa.Connection) -> set[str]:
         """The processes of which a connection with their note lasts: those that live."""
+
+    def cut(self, connection: sa.Connection) -> None:
+        """Has the connection be lost for the thread that waits on it. Called by another one."""
+
+    def hurry(self) -> None:
+        """This process is to end: a new connection is waited for no longer than need be."""
 
     def is_away(self, error: Exception) -> bool:
         """Whether it means that the connection is lost, and that all of the transaction may be tried again on another."""
@@ -120,6 +132,12 @@ class Sqlite:
         """See `note_listener`."""
         return set()
 
+    def cut(self, connection: sa.Connection) -> None:
+        """Nothing: a file does not hang, or all of the machine does."""
+
+    def hurry(self) -> None:
+        """Nothing: a file is open at once."""
+
     def is_away(self, error: Exception) -> bool:
         """A file is there."""
         return False
@@ -153,10 +171,12 @@ class Postgres:
             poolclass=sa.pool.NullPool,
             connect_args=connect_arguments(),
         )
-        if password is not None:
+        self._connect_s = CONNECT_S
 
-            @sa.event.listens_for(self.engine, "do_connect")
-            def give(_dialect: Any, _record: Any, _given: Any, named: dict[str, Any]) -> None:
+        @sa.event.listens_for(self.engine, "do_connect")
+        def give(_dialect: Any, _record: Any, _given: Any, named: dict[str, Any]) -> None:
+            named["connect_timeout"] = self._connect_s
+            if password is not None:
                 named["password"] = password.read()
 
     def begin(self, connection: sa.Connection, *, durable: bool) -> None:
@@ -204,6 +224,16 @@ class Postgres:
             "SELECT application_name FROM pg_stat_activity WHERE datname = current_database()"
         ).scalars()
         return {name.removeprefix(_LISTENER) for name in found if name.startswith(_LISTENER)}
+
+    def cut(self, connection: sa.Connection) -> None:
+        """See `Database`. The socket is shut down, not closed: its number stays the waiting thread's."""
+        driver: Any = connection.connection.driver_connection
+        with suppress(OSError), socket.socket(fileno=os.dup(driver.fileno())) as same:
+            same.shutdown(socket.SHUT_RDWR)
+
+    def hurry(self) -> None:
+        """See `Database`."""
+        self._connect_s = HURRIED_CONNECT_S
 
     def is_away(self, error: Exception) -> bool:
         """See `Database`."""
@@ -258,7 +288,7 @@ def connect_arguments() -> dict[str, Any]:
         "timezone": "UTC",
     }
     return {
-        "connect_timeout": 5,
+        "connect_timeout": CONNECT_S,
         "keepalives_idle": 2,
         "keepalives_interval": 1,
         "keepalives_count": 3,

@@ -117,9 +117,9 @@ class Notifications:
         self._thread.start()
 
     def close(self) -> None:
-        """Blocks for up to `LOOK_S`."""
+        """Blocks for up to `LOOK_S`, and a second where the database says nothing: then the thread, a daemon, is left."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(LOOK_S + 1)
 
     def _announce(self, connection: sa.Connection, transactions: Sequence[Transaction]) -> None:
         events = frozenset(event for tx in transactions for event in tx.events)

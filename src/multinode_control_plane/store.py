@@ -29,6 +29,7 @@ import sqlalchemy as sa
 
 from multinode.errors import ServerStopping
 from multinode_control_plane.databases import Database, open_database, unreachable
+from multinode_control_plane.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -188,6 +189,7 @@ class Store:
         self._number = 0
         self._in_doubt: list[Transaction] | None = None
         """What the batch did, from when its commit is asked for until the answer is there."""
+        self._watchdog = Watchdog(self.database.cut)
         self.changes = Changes()
         self.tick: Callable[[Transaction], None] = lambda tx: None
         self.perform: Callable[[list[object]], None] = lambda effects: None
@@ -202,6 +204,8 @@ class Store:
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Starts the writer."""
         self._loop = loop
+        if self.database.is_shared:
+            self._watchdog.open()
         self._thread = threading.Thread(target=self._write_forever, name="writer")
         self._thread.start()
 
@@ -210,15 +214,22 @@ class Store:
         while self._later:
             self._put_later()
         self._closed = True
+        self._be_quick()
         self._jobs.put(None)
         if self._thread:
             self._thread.join()
         self._readers.shutdown()
+        self._watchdog.close()
         self.database.engine.dispose()
 
     def hurry(self) -> None:
         """This process is to end: from now on nobody waits long for a database that is away."""
         self._hurried = True
+        self._be_quick()
+
+    def _be_quick(self) -> None:
+        self.database.hurry()
+        self._watchdog.hurry()
 
     @property
     def _patience_s(self) -> float:
@@ -297,6 +308,7 @@ class Store:
         connection = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self.database.engine.connect()
+        self._watchdog.begin(connection)
         try:
             self.database.begin_reading(connection)
             return job(connection)
@@ -307,8 +319,11 @@ class Store:
                 connection.close()
             raise
         finally:
-            if not connection.closed:
-                connection.rollback()
+            try:
+                if not connection.closed:
+                    connection.rollback()
+            finally:
+                self._watchdog.end()
 
     def _write_forever(self) -> None:
         while (batch := self._next_batch()) is not None:
@@ -345,7 +360,7 @@ class Store:
         began_at = time.perf_counter()
         while True:
             try:
-                transactions = self._try(batch)
+                transactions = self._watched(batch)
                 break
             except Exception as error:  # noqa: BLE001, RUF100 - the writer's outermost edge: each waiter gets it
                 failure = self.database.translated(error)
@@ -361,9 +376,16 @@ class Store:
         self.on_commit([write.writer for write in batch], time.perf_counter() - began_at)
         self._answer(batch, transactions)
 
-    def _try(self, batch: list[_Write[Any]]) -> list[Transaction]:
-        """What the batch did, once it is committed; or what it had done, where its commit turns out to have come about."""
+    def _watched(self, batch: list[_Write[Any]]) -> list[Transaction]:
         connection = self._connected()
+        self._watchdog.begin(connection)
+        try:
+            return self._try(connection, batch)
+        finally:
+            self._watchdog.end()
+
+    def _try(self, connection: sa.Connection, batch: list[_Write[Any]]) -> list[Transaction]:
+        """What the batch did, once it is committed; or what it had done, where its commit turns out to have come about."""
         self.database.begin(connection, durable=any(write.durable for write in batch))
         if (done := self._in_doubt) is not None:
             was_committed = self.database.was_committed(connection, self.id, self._number)

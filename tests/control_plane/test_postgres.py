@@ -18,7 +18,7 @@ from tests.postgres import PostgresServer, Relay
 
 from multinode import wire
 from multinode.errors import IncompatibleVersion, InvalidRequest, ServerStopping, StoreUnreachable
-from multinode_control_plane import databases, migrations, model, store
+from multinode_control_plane import databases, migrations, model, store, watchdog
 from multinode_control_plane.databases import open_database
 from multinode_control_plane.service import executions
 
@@ -71,6 +71,41 @@ def test_a_commit_whose_answer_is_lost_is_answered_and_made_once(relay, shared_u
         assert len(bench.launched) == 1, "its effects come about once too"
     finally:
         bench.close()
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_a_database_that_says_nothing_is_one_that_is_away(
+    relay, shared_url, tmp_path, monkeypatch, is_read
+):
+    """It takes connections, and what comes on them: nobody's keepalives find that out."""
+    monkeypatch.setattr(watchdog, "HURRIED_HANGS_S", 0.4)
+    monkeypatch.setattr(store, "AWAY_PATIENCE_S", 0.1)
+    bench = on(through(relay, shared_url), tmp_path)
+    try:
+        bench.deploy()
+        invocation_id = bench.start()
+        bench.status(invocation_id)
+        relay.passes.clear()
+        bench.store._watchdog.hurry()  # now, and not before: on a busy machine all takes long
+        with pytest.raises(StoreUnreachable):
+            bench.status(invocation_id) if is_read else bench.start()
+        relay.passes.set()
+        bench.store._watchdog._limit_s = watchdog.HANGS_S
+        assert bench.status(invocation_id) == "PENDING"
+        bench.start()
+    finally:
+        bench.close()
+
+
+def test_an_end_does_not_wait_for_a_database_that_says_nothing(relay, shared_url, tmp_path):
+    bench = on(through(relay, shared_url), tmp_path)
+    bench.deploy()
+    relay.passes.clear()
+    waiting = bench.store.submit(lambda tx: tx.connection.exec_driver_sql("SELECT 1"))
+    began_at = time.monotonic()
+    bench.close()
+    assert time.monotonic() - began_at < 8.0
+    assert isinstance(waiting.exception(0), StoreUnreachable)
 
 
 def test_a_commit_that_is_in_doubt_is_made_once_where_the_next_connection_is_lost_too(

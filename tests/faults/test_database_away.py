@@ -21,6 +21,10 @@ SOON_S = 8.0
 """In which it ends: each of the few things that it then asks of its database is given up within a second."""
 
 
+HANGING_S = 25.0
+"""The same, where it takes connections and says nothing: each of these things is given up within 3 s, a new connection within 2."""
+
+
 PROGRAM = """
 import os, sys
 from multinode_control_plane import server, store
@@ -108,6 +112,28 @@ def test_processes_end_soon_without_it(begin, own_postgres, tmp_path):
     for each in (follower, leader):
         assert each.end() < SOON_S
         assert "Traceback" not in each.log
+
+
+@pytest.mark.slow
+def test_processes_end_although_it_takes_what_they_say_and_says_nothing(
+    begin, own_postgres, tmp_path
+):
+    relay = Relay(own_postgres.port)
+    url = own_postgres.new_database(empty=True)
+    url = url.replace(f":{own_postgres.port}/", f":{relay.port}/")
+    variables = {"MULTINODE_DATA_DIR": str(tmp_path / "data")}
+    try:
+        leader = begin("leader", url, **variables)
+        leader.until_up()
+        follower = begin("follower", url, **variables)
+        follower.until_up()
+        relay.passes.clear()
+        time.sleep(2 * LOOK_S)  # both have asked by now
+        for each in (follower, leader):
+            assert each.end() < HANGING_S
+            assert "Traceback" not in each.log
+    finally:
+        relay.close()
 
 
 @pytest.mark.slow
