@@ -35,6 +35,7 @@ from multinode.errors import (
 )
 from multinode_control_plane import admin_key, data_folder, migrations, model, prices
 from multinode_control_plane.api.calls import ControlPlane
+from multinode_control_plane.api.cancelling import cancel_children
 from multinode_control_plane.api.routes import make_app
 from multinode_control_plane.cluster import Cluster
 from multinode_control_plane.databases import Database, open_database
@@ -331,6 +332,8 @@ async def _until_stopped(plane: ControlPlane, stop: Stop, *, foreground: bool) -
         try:
             await plane.store.write(pools.dismiss_all)
             if mode == "now" and done != "now":
+                running = await plane.store.read(invocations.running)
+                await cancel_children(plane.store, running, None)
                 await plane.store.write(invocations.cancel_running)
             done = mode
             if await _has_run_out(plane, stop, foreground=foreground):

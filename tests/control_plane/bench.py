@@ -26,7 +26,7 @@ from multinode_control_plane.service import (
     rows,
     statements,
 )
-from multinode_control_plane.service.actions import HandOver, StartWorker, StopWorker
+from multinode_control_plane.service.actions import HandOver, SetTimer, StartWorker, StopWorker
 from multinode_control_plane.service.dotenv import Sealer
 from multinode_control_plane.service.executions import Context, WorkerIdentity
 from multinode_control_plane.settings import Capacity, Settings
@@ -60,6 +60,7 @@ class Bench:
     context: Context
     launched: list[Any] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
+    timers: list[float] = field(default_factory=list)
     handed: dict[str, list[wire.Task]] = field(default_factory=dict)
     """What each worker was handed and has not taken."""
     skew_s: float = 0.0
@@ -100,6 +101,8 @@ class Bench:
                 self.handed.setdefault(effect.worker_id, []).extend(effect.tasks)
             elif isinstance(effect, StopWorker):
                 self.stopped.append(effect.worker_id)
+            elif isinstance(effect, SetTimer):
+                self.timers.append(effect.at)
 
     # --- use cases ----------------------------------------------------------------------------------
 

@@ -16,8 +16,16 @@ import sqlalchemy as sa
 from tests.control_plane.bench import Bench, make_bench
 
 from multinode import wire
+from multinode.errors import InvocationNotFound
 from multinode_control_plane import model
-from multinode_control_plane.service import listing, statements
+from multinode_control_plane.api.cancelling import cancel_children, cancel_waiting
+from multinode_control_plane.service import (
+    admission,
+    cancelling,
+    invocations,
+    listing,
+    statements,
+)
 
 LARGE = {"invocations", "executions", "workers", "yielded_values", "costs", "audit"}
 FEW, MANY = 1_600, 6_400
@@ -212,3 +220,103 @@ def test_no_statement_goes_through_what_is_stored(stores: tuple[Filled, Filled],
         CASES[name](many.bench)
     assert plans
     assert not whole_tables(plans)
+
+
+# --- many at once: in steps -----------------------------------------------------------------------------
+
+
+def many_waiting(bench: Bench, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[str]:
+    """Seven that wait where a step takes three, so that the last one takes one."""
+    monkeypatch.setattr(cancelling, "_WAITING", cancelling._WAITING.limit(3))
+    of_function = cancelling._WAITING_OF_FUNCTION.limit(3)
+    monkeypatch.setattr(cancelling, "_WAITING_OF_FUNCTION", of_function)
+    monkeypatch.setattr(cancelling, "_WAITING_CHILDREN", cancelling._WAITING_CHILDREN.limit(3))
+    monkeypatch.setattr(cancelling, "STEP", 3)
+    return [bench.start(**{"delay_s": 60.0, **options}) for _ in range(7)]
+
+
+@contextmanager
+def commits_of(bench: Bench) -> Iterator[list[int]]:
+    """How many jobs went along with each commit meanwhile."""
+    found: list[int] = []
+    bench.store.on_commit = lambda writers, _lasted_s: found.append(len(writers))
+    yield found
+
+
+@pytest.mark.parametrize("function", [None, "f"])
+def test_what_waits_is_cancelled_in_steps(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, function: str | None
+) -> None:
+    bench.deploy(f={"max_concurrency": 1}, g={})
+    running = bench.start("g")
+    ready = [bench.start() for _ in range(2)]  # the first gets the slot
+    ids = many_waiting(bench, monkeypatch)
+    other = bench.start("g", delay_s=60.0)
+    with commits_of(bench) as commits:
+        done = bench.run_on_loop(cancel_waiting(bench.store, "shop", function))
+    expected = [ready[1], *ids] if function else [ready[1], *ids, other]
+    assert (done, len(commits)) == (expected, len(expected) // 3 + 1)
+    assert {bench.status(each) for each in done} == {wire.CANCELLED}
+    left = [running, ready[0]] + ([other] if function else [])
+    assert {bench.status(each) for each in left} == {wire.PENDING}
+    assert bench.queue() == (0, 1), "those that were ready are counted no more"
+    info = bench.info(ready[1])
+    assert (info.terminated, info.cancel_requested_at is not None) == (True, True)
+
+
+def test_what_is_started_after_the_request_is_not_cancelled(bench: Bench) -> None:
+    bench.deploy()
+    first = bench.start(delay_s=60.0)
+    last = bench.look(cancelling.newest)
+    second = bench.start(delay_s=60.0)
+    bench.do(cancelling.waiting, "shop", None, last)
+    assert (bench.status(first), bench.status(second)) == (wire.CANCELLED, wire.PENDING)
+
+
+def test_children_of_children_are_cancelled_in_steps_and_before_their_parents(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.deploy()
+    parent = bench.start()
+    bench.claim(parent)
+    child = bench.start(parent_id=parent)
+    bench.claim(child)
+    ids = many_waiting(bench, monkeypatch, parent_id=parent)
+    ids += many_waiting(bench, monkeypatch, parent_id=child)
+    with commits_of(bench) as commits:
+        bench.run_on_loop(cancel_children(bench.store, [parent], None))
+    assert len(commits) == 14 // 3 + 1
+    assert {bench.status(each) for each in (parent, child)} == {wire.RUNNING}
+    bench.do(invocations.cancel, [parent])
+    assert {bench.status(each) for each in ids} == {wire.CANCELLED}
+    assert {bench.status(each) for each in (parent, child)} == {wire.CANCELLING}
+
+
+def test_those_of_another_project_are_left(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.deploy()
+    parent = bench.start()
+    bench.claim(parent)
+    ids = many_waiting(bench, monkeypatch, parent_id=parent)
+    with pytest.raises(InvocationNotFound):
+        bench.run_on_loop(cancel_children(bench.store, [parent], "other"))
+    assert {bench.status(each) for each in ids} == {wire.PENDING}
+
+
+def test_what_is_due_after_a_long_stop_is_released_in_steps(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "_DUE", admission._DUE.limit(3))
+    monkeypatch.setattr(admission, "_OVERDUE", admission._OVERDUE.limit(3))
+    bench.deploy(f={"max_concurrency": 1}, g={"queue_timeout_s": 30.0})
+    for _ in range(5):
+        bench.start(delay_s=10.0)
+    late = [bench.start("g", delay_s=10.0) for _ in range(4)]
+    bench.skew_s = 50.0
+    bench.tick()
+    assert sum(bench.status(each) == wire.TIMED_OUT for each in late) == 3
+    assert bench.timers[-1] <= bench.now(), "the next tick is due at once"
+    for _ in range(3):
+        bench.tick()
+    assert {bench.status(each) for each in late} == {wire.TIMED_OUT}
+    assert bench.queue() == (4, 1)
+    assert bench.queue("g") == (0, 0)

@@ -12,6 +12,7 @@ from multinode import wire
 from multinode.errors import InvalidRequest, MultinodeError, NotAllowed
 from multinode_control_plane import bundle_copies
 from multinode_control_plane.api.calls import Call, until
+from multinode_control_plane.api.cancelling import cancel_waiting
 from multinode_control_plane.api.output import with_heartbeats
 from multinode_control_plane.service import bundles, rows
 from multinode_control_plane.service import deployments as cases
@@ -78,6 +79,7 @@ async def make_latest(call: Call) -> wire.VersionItem:
 async def delete(call: Call) -> wire.DeletedProject:
     """Cancels what is in flight in a project, then removes it with all that belongs to it."""
     project = call.path("project")
+    await cancel_waiting(call.plane.store, project)
     await call.act(lambda tx: cases.delete(tx, project), lambda _: Act("remove", project, project))
 
     async def look() -> tuple[bool, wire.DeletedProject]:

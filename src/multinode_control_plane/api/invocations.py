@@ -11,6 +11,7 @@ from multinode.errors import ExecutionNotFound, InvalidRequest
 from multinode_control_plane import decide
 from multinode_control_plane.api import plain
 from multinode_control_plane.api.calls import MAX_WAIT_S, Call, until
+from multinode_control_plane.api.cancelling import cancel_children, cancel_waiting
 from multinode_control_plane.api.output import follow_logs, read_logs, with_heartbeats
 from multinode_control_plane.service import invocations as cases
 from multinode_control_plane.service import listing
@@ -186,14 +187,21 @@ async def cancel_many(call: Call) -> wire.CancelAnswer:
     if request.invocation_ids is not None:
         return await _cancel(call, request.invocation_ids)
     project, function = call.caller.check(request.project or ""), request.function
+    waited = await cancel_waiting(call.plane.store, project, function)
+
+    def cancel_the_others(tx: Transaction) -> wire.CancelAnswer:
+        answer = cases.cancel_all(tx, project, function)
+        return wire.CancelAnswer(waited + answer.requested, answer.ended)
+
     return await call.act(
-        lambda tx: cases.cancel_all(tx, project, function),
+        cancel_the_others,
         lambda answer: _cancelled(answer, project),
     )
 
 
 async def _cancel(call: Call, invocation_ids: list[str]) -> wire.CancelAnswer:
     """Cancels these; the audit log names the project of the first."""
+    await cancel_children(call.plane.store, invocation_ids, call.caller.within)
     projects: list[str] = []
 
     def cancel_them(tx: Transaction) -> wire.CancelAnswer:

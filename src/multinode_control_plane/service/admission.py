@@ -22,7 +22,7 @@ from multinode_control_plane.service import pools, rows, statements
 from multinode_control_plane.service.actions import SetTimer, StartWorker, StopWorker
 from multinode_control_plane.service.executions import Context, pool_of
 from multinode_control_plane.service.hashing import hash_secret
-from multinode_control_plane.service.invocations import end_pending
+from multinode_control_plane.service.invocations import end_pending, purge_if_empty
 from multinode_control_plane.service.statements import Row
 from multinode_control_plane.store import Transaction
 
@@ -60,10 +60,22 @@ _NEXT_TIMERS = (
     ),
     sa.select(sa.func.min(workers.c.deadline_at)).where(_HAS_DEADLINE),
 )
-_DUE = sa.select(invocations).where(_DELAYED, invocations.c.due_at <= sa.bindparam("now"))
-_OVERDUE = sa.select(invocations).where(
-    invocations.c.queue_deadline_at.is_not(None),
-    invocations.c.queue_deadline_at <= sa.bindparam("now"),
+STEP = 300
+"""Of what is due, at most so many in one tick: thousands may be, after a long stop. The next tick, at once, goes on."""
+_DUE = (
+    sa.select(*rows.MOVED)
+    .where(_DELAYED, invocations.c.due_at <= sa.bindparam("now"))
+    .order_by(invocations.c.due_at)
+    .limit(STEP)
+)
+_OVERDUE = (
+    sa.select(*rows.MOVED)
+    .where(
+        invocations.c.queue_deadline_at.is_not(None),
+        invocations.c.queue_deadline_at <= sa.bindparam("now"),
+    )
+    .order_by(invocations.c.queue_deadline_at)
+    .limit(STEP)
 )
 _OVERDUE_WORKERS = sa.select(workers).where(
     _HAS_DEADLINE, workers.c.deadline_at <= sa.bindparam("now")
@@ -179,14 +191,21 @@ def next_timer(connection: sa.Connection) -> float | None:
 
 
 def _release_due(tx: Transaction) -> None:
-    for row in tx.connection.execute(_DUE, {"now": tx.now}).all():
-        rows.move(tx, row, row.status, waiting=model.READY, due_at=None, pending_note=None)
+    found = tx.connection.execute(_DUE, {"now": tx.now}).all()
+    rows.move_waiting(tx, found, wire.PENDING, waiting=model.READY, due_at=None, pending_note=None)
 
 
 def _end_overdue(tx: Transaction) -> None:
-    error = wire.FunctionError("its queue_timeout was over before a worker was free")
-    for row in tx.connection.execute(_OVERDUE, {"now": tx.now}).all():
-        end_pending(tx, row, wire.TIMED_OUT, error=wire.to_plain(error))
+    error = wire.to_plain(wire.FunctionError("its queue_timeout was over before a worker was free"))
+    found = tx.connection.execute(_OVERDUE, {"now": tx.now}).all()
+    waiting = [row for row in found if row.waiting is not None]
+    rows.move_waiting(tx, waiting, wire.TIMED_OUT, error=error)
+    for each in found:
+        if each.waiting is None:  # a worker is on its way to it
+            row = rows.invocation(tx.connection, each.invocation_id)
+            end_pending(tx, row, wire.TIMED_OUT, error=error)
+    for project in {row.project for row in waiting}:
+        purge_if_empty(tx, project)
 
 
 def _stop_overdue_workers(tx: Transaction, context: Context) -> None:

@@ -353,8 +353,12 @@ def cancel_all(tx: Transaction, project: str, function: str | None) -> wire.Canc
 
 def cancel_running(tx: Transaction) -> wire.CancelAnswer:
     """Asks for cancellation of all that have a worker, on its way or at work, and of their children. What waits for one goes on waiting."""
-    found = tx.connection.execute(_WITH_WORKERS).scalars()
-    return cancel(tx, list(found))
+    return cancel(tx, running(tx.connection))
+
+
+def running(connection: sa.Connection) -> list[str]:
+    """The invocations that have a worker, on its way or at work."""
+    return list(connection.execute(_WITH_WORKERS).scalars())
 
 
 def count_running(connection: sa.Connection, *, within: str | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,6 +129,45 @@ def move(tx: Transaction, row: Row, status: str, **columns: Any) -> None:
     if was != now:
         count(tx, row.project, row.function, ready=int(now) - int(was))
     tx.changed(f"inv:{row.invocation_id}", f"project:{row.project}")
+
+
+MOVED = tuple(
+    invocations.c[name] for name in ("seq", "invocation_id", "project", "function", "waiting")
+)
+"""What `move_waiting` has to know of each."""
+
+
+def move_waiting(tx: Transaction, found: Sequence[Row], status: str, **columns: Any) -> None:
+    """As `move`, in one statement for many that are PENDING and wait without a worker: to the end, or to be ready."""
+    if not found:
+        return
+    is_ready = columns.get("waiting") == model.READY
+    if decide.is_final(status):
+        over = dict.fromkeys(("waiting", "due_at", "queue_deadline_at", "pending_note"))
+        columns |= {**over, "finished_at": tx.now, "terminated": True}
+        tx.changed(*(f"end:{row.invocation_id}" for row in found))
+        for row in found:
+            tx.after_commit(InvocationEnded(row.project, status))
+    if is_ready:
+        columns |= {"queued_at": tx.now}
+    changed = tx.connection.execute(
+        sa.update(invocations)
+        .where(
+            invocations.c.seq.in_([row.seq for row in found]),
+            invocations.c.status == wire.PENDING,
+            invocations.c.waiting.is_not(None),
+        )
+        .values(status=status, revision=invocations.c.revision + 1, **columns)
+    ).rowcount
+    if changed != len(found):
+        message = f"Of {len(found)} invocations that wait, {changed} were left."
+        raise InternalError(message)
+    more = Counter((row.project, row.function) for row in found) if is_ready else Counter()
+    more.subtract((row.project, row.function) for row in found if row.waiting == model.READY)
+    for (project_name, function), ready in more.items():
+        count(tx, project_name, function, ready=ready)
+    tx.changed(*(f"inv:{row.invocation_id}" for row in found))
+    tx.changed(*(f"project:{row.project}" for row in found))
 
 
 def count(
