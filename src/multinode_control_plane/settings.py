@@ -120,6 +120,8 @@ class Settings:
             for name, value in asdict(self).items()
             if name not in ("asked_capacity", "registry_key", "admin_key", "traces", "ecs")
         }
+        if self.ecs is not None:
+            given |= {f"ecs_{name}": value for name, value in asdict(self.ecs).items()}
         return {**given, "database": without_password(self.database)}
 
     def with_room_of(self, runner: str, whole: Capacity) -> Settings:

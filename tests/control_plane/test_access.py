@@ -670,7 +670,7 @@ def test_the_names_come_from_the_option_or_the_environment() -> None:
 def test_a_restart_keeps_every_setting(tmp_path: Path) -> None:
     made = make_settings(
         tmp_path, allowed_hosts=("a", "b"), port=9, worker_url="http://w:1", allow_process=True, allow_http=True,
-        host="0.0.0.0", grace_s=5.0, max_values=7, trusted_proxies=("10.0.0.0/8", "::1/128"),
+        host="0.0.0.0", grace_s=5.0, max_values=7, keep_invocations_s=0.0, trusted_proxies=("10.0.0.0/8", "::1/128"),
     )  # fmt: skip
     options = json.loads(json.dumps(made.options()))  # as they stand in server.json
     server = RunningServer("http://0.0.0.0:9", "key", 1, made.data_dir, options)

@@ -1,8 +1,11 @@
 """The ``--ecs-…`` settings."""
 
+import json
+
 import pytest
 
 from multinode.errors import InputError
+from multinode_cli.commands.local_server import RunningServer, restart_options
 from multinode_control_plane.settings import parser, resolve
 
 ROLE = "arn:aws:iam::123456789012:role/execution"
@@ -28,6 +31,20 @@ def test_what_is_given_is_read(tmp_path):
     assert (found.name, found.spot, found.public_ip) == ("multinode", True, False)
     assert (found.architecture, found.platform) == ("ARM64", "linux/arm64")
     assert settings(tmp_path, "--ecs-cluster=x", MULTINODE_RUNNER="process").ecs is None
+
+
+def test_a_restart_keeps_what_was_given_as_options(tmp_path):
+    variables = {name: value for name, value in GIVEN.items() if "ECS" not in name}
+    argv = [
+        f"--{name[10:].lower().replace('_', '-')}={value}"
+        for name, value in GIVEN.items()
+        if "ECS" in name
+    ]
+    made = settings(tmp_path, *argv, "--ecs-spot", "--ecs-name=second", **variables)
+    options = json.loads(json.dumps(made.options()))  # as they stand in server.json
+    server = RunningServer("http://127.0.0.1:9", "key", 1, made.data_dir, options)
+    again = settings(tmp_path, *restart_options(server))
+    assert again.ecs == made.ecs
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def restart_options(server: RunningServer) -> list[str]:
     if isinstance(capacity, dict):
         arguments.append(f"--capacity=cpu={capacity['cpu']:g},memory={capacity['memory_mib']}MiB")
     for name, value in given.items():
-        if name in ("home", "port") or value is None or value is False or value == []:
+        if name in ("home", "port") or value is None or value is False or value in ([], ""):
             continue
         flag = "--" + name.removesuffix("_s").replace("_", "-")
         text = ",".join(value) if isinstance(value, list) else value
