@@ -1,4 +1,4 @@
-"""Workers that serve several invocations, on a real server.
+"""Workers that serve several invocations, on a real server: on processes, in containers, in tasks.
 
 Where workers are containers nobody here knows their pids; a worker is known by what its module holds.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from tests.acceptance.product import Product
 from multinode import get_deployed_function
 from multinode.errors import InvocationCancelledError, InvocationFailedError
 
+pytestmark = pytest.mark.timeout(400)
+"""The first test on ECS waits for an image."""
 MAIN = """
 import os, subprocess, time, uuid
 from datetime import timedelta
@@ -76,8 +79,8 @@ def many(n):
 
 
 @pytest.fixture(scope="module")
-def product(on_each_database: None, tmp_path_factory: Any) -> Iterator[Product]:
-    made = Product(tmp_path_factory.mktemp("warm"))
+def product(make_product: Callable[[Path], Product], tmp_path_factory: Any) -> Iterator[Product]:
+    made = make_product(tmp_path_factory.mktemp("warm"))
     made.folder.chmod(0o755)
     made.environ |= {"MULTINODE_GRACE": "1", "MULTINODE_CAPACITY": "cpu=8,memory=4GiB"}
     made.write({"tasks/main.py": MAIN})

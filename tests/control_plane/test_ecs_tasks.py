@@ -200,6 +200,26 @@ def test_records_are_put_together_again_from_the_pieces_of_a_log_driver():
     assert pieces.is_over
 
 
+def test_records_of_another_execution_of_the_same_worker_are_passed_over():
+    def of(execution_id, stream, text):
+        key = {"execution": execution_id} if execution_id else {}
+        return json.dumps({"at": "2026", "stream": stream, "text": text, **key})
+
+    told = [
+        of("", "stdout", "own"), of("", "end", ""), of("exe-b", "stdout", "b"), of("exe-c", "stdout", "c"),
+        of("exe-b", "end", ""), of("exe-c", "stdout", "d"),
+    ]  # fmt: skip
+    for execution_id, texts, is_over in (
+        ("", ["own"], True),
+        ("exe-b", ["b"], True),
+        ("exe-c", ["c", "d"], False),
+    ):
+        pieces = Pieces(execution_id)
+        found = [pieces.add(line) for line in told]
+        assert [each["text"] for each in found if each] == texts
+        assert pieces.is_over == is_over
+
+
 def test_what_is_no_record_is_a_word_of_the_supervisors_own():
     pieces = Pieces()
     assert pieces.add("multinode worker wrk-1: refused") is None

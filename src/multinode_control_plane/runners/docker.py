@@ -72,9 +72,9 @@ from multinode_control_plane.runners.docker_engine import (
 )
 from multinode_control_plane.runners.docker_events import Deaths
 from multinode_control_plane.runners.docker_images import EnginePlace
+from multinode_control_plane.runners.docker_logs import DockerLogs
 from multinode_control_plane.runners.docker_output import OutputCopy, copy_output
 from multinode_control_plane.runners.images import INSTALLATION_LABEL, Images
-from multinode_control_plane.runners.log_files import LogFiles
 from multinode_control_plane.runners.registry import Repository
 from multinode_control_plane.runners.storage import OUTPUT, Discarded, Stored
 
@@ -161,7 +161,7 @@ class DockerRunner:
             engine, do=self._do, installation=self.installation, repository=repository
         )
         self.images = Images(data_dir / "images", place=self._place, installation=self.installation)
-        self._logs = LogFiles(data_dir / "logs")
+        self._logs = DockerLogs(data_dir / "logs")
         self._plan = ContainerPlan(
             installation=self.installation,
             network=f"multinode-{self.installation}",
@@ -372,10 +372,14 @@ class DockerRunner:
 
         def copied() -> None:
             worker.copied.set()
+            self._logs.gone(worker.worker_id)
             self._died(worker.worker_id)
 
         on_end = partial(_call, loop, copied)
-        worker.copy = OutputCopy(self.engine, worker.container, worker.log_file, on_end)
+        self._logs.begin(worker.worker_id, worker.log_file.stem)
+        worker.copy = OutputCopy(
+            self.engine, worker.container, worker.log_file, on_end, self._logs.mark
+        )
         worker.copy.start()
 
     def claimed(self, worker_id: str) -> None:
@@ -386,7 +390,8 @@ class DockerRunner:
             self._spawn(self._limit(worker))
 
     def handed(self, worker_id: str, execution_id: str) -> None:
-        """Nothing: its output is with that of the worker's first one, and says whose it is."""
+        """Its output is with that of the worker's first one, and says whose it is: see ``docker_output``."""
+        self._logs.begin(worker_id, execution_id)
 
     async def _limit(self, worker: _Worker) -> None:
         """Takes back the cpu that it had for its start, once it needs no more of it."""

@@ -139,6 +139,8 @@ class EcsRunner:
         self._workers: dict[str, _Worker] = {}
         self._ended: OrderedDict[str, float] = OrderedDict()
         """When (monotonic) the workers of executions ended."""
+        self._handed: OrderedDict[str, str] = OrderedDict()
+        """Executions that workers were handed, and those that these were made for."""
         self._running: set[asyncio.Task[Any]] = set()
         self._on_end: OnEnd = lambda end: None
         self.on_note: OnNote = lambda worker_id, note: None
@@ -226,7 +228,7 @@ class EcsRunner:
             again = {**arguments, "taskDefinition": definition, "clientToken": token}
             worker.task = await self._run(worker.worker_id, again)
         worker.made_at = time.monotonic()
-        self._spawn(self._note(worker))
+        self._spawn(self._note(worker, worker.execution_id))
         if worker.was_stopped:
             self._send_stop(worker)
 
@@ -254,12 +256,13 @@ class EcsRunner:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _note(self, worker: _Worker) -> None:
-        """Says where its output is, for other processes, and for this one after a restart."""
+    async def _note(self, worker: _Worker, execution_id: str) -> None:
+        """Says where the output of an execution is, for other processes, and for this one after a restart."""
+        is_handed = execution_id != worker.execution_id
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                await self._logs.note(worker.execution_id, task_id_of(worker.task))
+                await self._logs.note(execution_id, task_id_of(worker.task), is_handed=is_handed)
             except AwsFailed as error:
                 log.warning("%s", error)
                 if not error.is_passing:
@@ -276,7 +279,13 @@ class EcsRunner:
             worker.is_claimed = True
 
     def handed(self, worker_id: str, execution_id: str) -> None:
-        """Nothing: its output is with that of the worker's first one, and says whose it is."""
+        """Its output is with that of the worker's first one, and says whose it is: that is kept where any process finds it."""
+        worker = self._workers.get(worker_id)
+        if worker is not None:
+            self._handed[execution_id] = worker.execution_id
+            while len(self._handed) > MAX_ENDED:
+                self._handed.popitem(last=False)
+            self._spawn(self._note(worker, execution_id))
 
     # --- stopping --------------------------------------------------------------------------------------
 
@@ -385,6 +394,7 @@ class EcsRunner:
 
     def _ended_at(self, execution_id: str) -> float | None:
         """See ``TaskLogs``."""
+        execution_id = self._handed.get(execution_id, execution_id)
         if execution_id in self._ended:
             return self._ended[execution_id]
         lives = any(each.execution_id == execution_id for each in self._workers.values())
@@ -414,7 +424,7 @@ class EcsRunner:
                 if not has_ended(task):
                     self._spawn(self._stop_task(worker))
                 continue
-            self._spawn(self._note(worker))
+            self._spawn(self._note(worker, worker.execution_id))
             if has_ended(task):
                 ends[worker_id] = await self._end_of(worker, task)
                 self._note_end(worker.execution_id)

@@ -2,6 +2,7 @@
 
 awslogs writes what a worker prints into a stream that is named by the task. Which task an execution has had, says the name of an empty
 stream, ``<installation>/executions/<execution id>/<task id>``: so that any process finds it, without a folder of its own, as long as the group keeps it.
+An execution for which its worker was not made, but which it was handed, has ``<task id>+`` there, and its records bear its id.
 """
 
 from __future__ import annotations
@@ -31,12 +32,17 @@ SETTLE_S = 5.0
 MAX_KNOWN = 20_000
 _GONE = "ResourceNotFoundException"
 _BEGIN = '{"at": '
+_HANDED = "+"
 
 
 class Pieces:
-    """Records from events: Docker's log drivers cut a line after 16 KiB. What is no record is a word of the supervisor's own."""
+    """Records from events: Docker's log drivers cut a line after 16 KiB. What is no record is a word of the supervisor's own.
 
-    def __init__(self) -> None:
+    ``execution_id`` names the one whose records are wanted; empty: those that bear no id.
+    """
+
+    def __init__(self, execution_id: str = "") -> None:
+        self._execution_id = execution_id
         self.words: list[str] = []
         self.is_over = False
         """Whether the mark of the end has come."""
@@ -54,6 +60,8 @@ class Pieces:
             self._open = text
             return None
         self._open = ""
+        if fields.get("execution", "") != self._execution_id:
+            return None
         if fields.get("stream") == END:
             self.is_over = True
             return None
@@ -85,17 +93,18 @@ class TaskLogs:
 
     # --- which task ------------------------------------------------------------------------------------
 
-    async def note(self, execution_id: str, task_id: str) -> None:
-        """Keeps which task an execution has; twice is no error. Raises AwsFailed."""
-        self._remember(execution_id, task_id)
+    async def note(self, execution_id: str, task_id: str, *, is_handed: bool = False) -> None:
+        """Keeps which task an execution has, or was handed to; twice is no error. Raises AwsFailed."""
+        mark = f"{task_id}{_HANDED}" if is_handed else task_id
+        self._remember(execution_id, mark)
         try:
-            await self._call("stream", "create_log_stream", f"{self._index(execution_id)}{task_id}")
+            await self._call("stream", "create_log_stream", f"{self._index(execution_id)}{mark}")
         except AwsFailed as error:
             if error.reason != "ResourceAlreadyExistsException":
                 raise
 
-    async def _task_of(self, execution_id: str) -> str:
-        """Empty where it has had none."""
+    async def _mark_of(self, execution_id: str) -> str:
+        """The id of its task, with ``+`` where it was handed to that; empty where it has had none."""
         if execution_id not in self._known:
             found = await self._account.call(
                 "log",
@@ -109,8 +118,8 @@ class TaskLogs:
                 self._remember(execution_id, stream["logStreamName"].rpartition("/")[2])
         return self._known.get(execution_id, "")
 
-    def _remember(self, execution_id: str, task_id: str) -> None:
-        self._known[execution_id] = task_id
+    def _remember(self, execution_id: str, mark: str) -> None:
+        self._known[execution_id] = mark
         while len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
 
@@ -123,11 +132,13 @@ class TaskLogs:
         self, execution_id: str, attempt: int, *, ended: asyncio.Event | None
     ) -> AsyncIterator[LogRecord]:
         """See ``Runner.logs``; of a worker that has just ended, waits for what is still on its way."""
-        pieces, token = Pieces(), ""
+        pieces: Pieces | None = None
+        token = ""
         while True:
             may_be_last = self._is_settled(execution_id, ended)  # before reading
             try:
-                task_id = await self._task_of(execution_id)
+                mark = await self._mark_of(execution_id)
+                task_id = mark.rstrip(_HANDED)
                 page = await self._page(task_id, token) if task_id else _Page((), "")
             except AwsFailed as error:
                 if ended is None or not error.is_passing:
@@ -135,13 +146,15 @@ class TaskLogs:
                 log.warning("%s", error)  # who follows goes on when AWS does
                 await _pause(LOOK_S, ended)
                 continue
+            if pieces is None and task_id:
+                pieces = Pieces(execution_id if mark.endswith(_HANDED) else "")
             for message in page.messages:
-                record = pieces.add(message)
+                record = pieces.add(message) if pieces is not None else None
                 if record is not None:
                     yield LogRecord(record["at"], record["stream"], record["text"], attempt)
             is_at_end = page.token == token and not page.messages
             token = page.token
-            if is_at_end and (may_be_last or pieces.is_over):
+            if (is_at_end and may_be_last) or (pieces is not None and pieces.is_over):
                 return
             if is_at_end:
                 await _pause(self._poll_s if task_id else min(self._poll_s, LOOK_S), ended)
@@ -191,14 +204,14 @@ class TaskLogs:
     async def remove(self, execution_ids: Iterable[str]) -> None:
         """Removes the output of these executions; missing ones are no error. Raises AwsFailed."""
         for execution_id in execution_ids:
-            task_id = await self._task_of(execution_id)
-            if not task_id:
+            mark = await self._mark_of(execution_id)
+            if not mark:
                 continue
-            # The index last: while it is there, the output is found.
-            for name in (
-                stream_of(self._plan(), task_id),
-                f"{self._index(execution_id)}{task_id}",
-            ):
+            # What was handed to a task lies with what that was made for. The index last: while it is there, the output is found.
+            names = [f"{self._index(execution_id)}{mark}"]
+            if not mark.endswith(_HANDED):
+                names.insert(0, stream_of(self._plan(), mark))
+            for name in names:
                 try:
                     await self._call("stream", "delete_log_stream", name)
                 except AwsFailed as error:
