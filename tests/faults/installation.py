@@ -56,8 +56,8 @@ class Installation:
         self.database = database
         self.hooks: tuple[Hook, ...] = ()
         """Put into each server's process that is started."""
-        self.more_options: tuple[str, ...] = ()
-        """Of the server's."""
+        self.settings: dict[str, str] = {}
+        """More of the server's, as variables."""
         self.front: int | None = None
         """The port that clients are told, if another than the server's."""
         self.home = folder / "home"
@@ -99,7 +99,7 @@ class Installation:
         arguments = [f"--home={self.home}", *self.options()]
         log = str(self._log_file())
         hooks = self.hooks if fault is None else (*self.hooks, fault)
-        variables = {**self.variables(), "MULTINODE_RUNNER": self.runner}
+        variables = {**self.variables(), **self.settings, "MULTINODE_RUNNER": self.runner}
         arguments_of_it = (arguments, log, theirs, hooks, variables)
         made = context.Process(target=run_server, args=arguments_of_it)
         made.start()
@@ -113,7 +113,7 @@ class Installation:
         """The server's."""
         options = [
             f"--port={self.port}", f"--capacity=cpu={self.cpu:g},memory=4GiB",
-            f"--data-dir={self.data_dir}", *self.more_options,
+            f"--data-dir={self.data_dir}",
         ]  # fmt: skip
         return [*options, f"--database={self.database}"] if self.database else options
 
@@ -231,7 +231,7 @@ class Installation:
         if self.database:
             kept["MULTINODE_DATABASE"] = self.database
         own = {"MULTINODE_HOME": str(self.home), "MULTINODE_RUNNER": self.runner}
-        return {**kept, **self.variables(), **own}
+        return {**kept, **self.variables(), **self.settings, **own}
 
     def deploy(self) -> None:
         """Deploys the functions of ``project/``."""

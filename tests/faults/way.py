@@ -41,6 +41,10 @@ class Way:
         """From now on each trouble befalls this share of all requests; 0: none."""
         self._shares = dict.fromkeys(TROUBLES, share)
 
+    def always(self, trouble: str) -> None:
+        """From now on it befalls each request."""
+        self._shares = {trouble: 1.0}
+
     def part(self) -> None:
         """Nothing comes through until `meet`, and nobody on the workers' side is told: packets vanish."""
         self._open.clear()
