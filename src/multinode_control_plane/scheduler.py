@@ -67,6 +67,8 @@ class Lease:
     """When a worker was heard last (monotonic), and how many requests of it are open."""
 
     heard_at: float
+    is_at_work: bool = False
+    """Whether it has said a word since it exchanged its code. Until then it may be long in coming: its start_timeout says how long."""
     open_requests: int = 0
     unreachable: bool = False
     stopped: bool = False
@@ -109,8 +111,9 @@ class Scheduler:
         self.store.tick = self.tick
         self.store.perform = self.perform
         living = {who.worker_id for who in known} - ends.keys()
+        at_work = await self.store.read(executions.at_work)
         for worker_id in living:
-            self.lease(worker_id)
+            self.lease(worker_id, is_at_work=worker_id in at_work)
         for end in ends.values():
             told = replace(end, detail=end.detail or "it ended while the control plane was away")
             await self.store.write(partial(executions.worker_gone, context=self.context, end=told))
@@ -307,9 +310,9 @@ class Scheduler:
 
     # --- silence ------------------------------------------------------------------------------------
 
-    def lease(self, worker_id: str) -> None:
-        """From now on the worker is expected to be heard, until it is gone."""
-        self._leases.setdefault(worker_id, Lease(time.monotonic()))
+    def lease(self, worker_id: str, *, is_at_work: bool = False) -> None:
+        """From now on, or from when it is at work, the worker is expected to be heard, until it is gone."""
+        self._leases.setdefault(worker_id, Lease(time.monotonic(), is_at_work))
         if self._silence_timer is None:
             self._arm_silence(self.context.settings.silence_s)
 
@@ -318,14 +321,13 @@ class Scheduler:
         lease = self._leases.get(worker_id)
         if lease is None:
             return
-        lease.heard_at = time.monotonic()
+        lease.heard_at, lease.is_at_work = time.monotonic(), True
         if lease.unreachable:
             lease.unreachable = lease.stopped = False
             self._spawn(self._store(lambda tx: executions.set_unreachable(tx, worker_id, False)))
 
     def claimed(self, worker_id: str) -> None:
-        """The worker has its execution."""
-        self.heard(worker_id)
+        """The worker has its execution; it imports ``main.py`` now, which may take long."""
         self.runner.claimed(worker_id)
 
     def ended(self, worker_id: str) -> None:
@@ -357,7 +359,8 @@ class Scheduler:
         self._forgive(due_at)
         began_at = time.monotonic()
         for worker_id, lease in list(self._leases.items()):
-            silent_s = 0.0 if lease.open_requests else time.monotonic() - lease.heard_at
+            is_heard = lease.open_requests or not lease.is_at_work
+            silent_s = 0.0 if is_heard else time.monotonic() - lease.heard_at
             if silent_s < settings.silence_s or lease.stopped or worker_id in self._starts:
                 continue
             if silent_s >= settings.silence_s + settings.unreachable_s:
@@ -397,7 +400,7 @@ class Scheduler:
             + (settings.unreachable_s if lease.unreachable else 0.0)
             - now
             for lease in self._leases.values()
-            if not lease.open_requests and not lease.stopped
+            if lease.is_at_work and not lease.open_requests and not lease.stopped
         ]
         return max(0.05, min(left, default=settings.silence_s))
 

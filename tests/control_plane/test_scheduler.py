@@ -152,6 +152,7 @@ def test_a_silent_worker_is_shown_as_unreachable_and_stopped_once(tmp_path: Path
         invocation_id = await plane.start()
         await plane.claim(invocation_id)
         launch = await plane.launched()
+        plane.scheduler.heard(launch.worker_id)
 
         async def is_unreachable() -> bool:
             return (await plane.info(invocation_id)).unreachable
@@ -165,6 +166,26 @@ def test_a_silent_worker_is_shown_as_unreachable_and_stopped_once(tmp_path: Path
         await plane.scheduler._ask_for_silent(time.monotonic())
         await plane.scheduler._ask_for_silent(time.monotonic())
         assert plane.runner.stops == [launch.worker_id]
+
+    on_plane(tmp_path, test, silence_s=0.1, unreachable_s=0.2)
+
+
+def test_a_worker_that_takes_long_to_be_ready_is_not_given_up_before_its_start_timeout(
+    tmp_path: Path,
+) -> None:
+    """A large image may take longer to pull than any lease lasts."""
+
+    async def test(plane: Plane) -> None:
+        await plane.deploy(start_timeout_s=2.5)
+        begun_at = time.monotonic()
+        await plane.start()
+        await plane.launched()
+
+        async def is_stopped() -> bool:
+            return bool(plane.runner.stops)
+
+        await plane.until(is_stopped)
+        assert time.monotonic() - begun_at > 2.4
 
     on_plane(tmp_path, test, silence_s=0.1, unreachable_s=0.2)
 

@@ -638,6 +638,18 @@ def alive(connection: sa.Connection) -> list[WorkerIdentity]:
     return [_identity_of(row) for row in found]
 
 
+_OWN = executions.alias()
+_RUNS = sa.exists().where(_OWN.c.worker_id == workers.c.worker_id, _OWN.c.state == model.STARTED)
+
+
+def at_work(connection: sa.Connection) -> set[str]:
+    """Workers that run something, or wait for more: those that are to be heard. The deadlines of the others are stored."""
+    query = sa.select(workers.c.worker_id).where(
+        workers.c.gone_at.is_(None), sa.or_(_RUNS, workers.c.idle_at.is_not(None))
+    )
+    return set(connection.execute(query).scalars())
+
+
 def to_be_stopped(connection: sa.Connection) -> set[str]:
     """Workers that are not gone although they were to be stopped: a crash may have come between the commit and the act.
 
@@ -645,8 +657,6 @@ def to_be_stopped(connection: sa.Connection) -> set[str]:
     """
     were_overdue = workers.c.deadline_at.is_(None)
     are_not_needed = sa.and_(executions.c.state == model.ENDED, executions.c.started_at.is_(None))
-    own = executions.alias()
-    runs = sa.exists().where(own.c.worker_id == workers.c.worker_id, own.c.state == model.STARTED)
     made_for = executions.c.execution_id == workers.c.execution_id
     found = connection.execute(
         sa.select(workers.c.worker_id)
@@ -654,7 +664,7 @@ def to_be_stopped(connection: sa.Connection) -> set[str]:
         .where(
             workers.c.gone_at.is_(None),
             workers.c.idle_at.is_(None),
-            sa.not_(runs),
+            sa.not_(_RUNS),
             sa.or_(were_overdue, are_not_needed),
         )
     )
