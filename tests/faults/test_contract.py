@@ -8,12 +8,7 @@ from tests.faults.cells import stage_of
 from tests.faults.load import LONGEST_PAUSE_S, under_load
 from tests.faults.stage import faults_of
 
-CELLS = [
-    ("process", "sqlite"),
-    ("process", "postgresql"),
-    ("docker", "sqlite"),
-    ("ecs", "postgresql"),
-]
+CELLS = [("process", "sqlite"), ("process", "postgresql"), ("docker", "sqlite")]
 CALLERS = 6
 
 
