@@ -26,6 +26,7 @@ SECONDS: Mapping[str, int] = {
     "acceptance/test_move_store.py": 57,
     "acceptance/test_endings.py": 200,
     "acceptance/test_ecs_deploy.py": 60,
+    "acceptance/test_ecs_on_postgresql.py": 40,
     "acceptance/test_ecr.py": 60,
     "acceptance/test_backup.py": 37,
     "acceptance/test_rest_examples.py": 17,

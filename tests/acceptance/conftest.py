@@ -52,12 +52,11 @@ def make_product(request, pytestconfig, tmp_path_factory):
             yield Product
         return
     needs_engine()
-    shared = tmp_path_factory.getbasetemp()
-    shared.chmod(0o755)  # functions run as another user
     if request.param == "ecs":
         aws, place = request.getfixturevalue("tasks_of_all")
         yield lambda folder: EcsProduct(folder, aws, place)
         return
+    shared = _shared(tmp_path_factory)
     with closing(
         SharingEngine(tmp_path_factory.mktemp("engine") / "docker.sock", shared)
     ) as engine:
@@ -68,7 +67,7 @@ def make_product(request, pytestconfig, tmp_path_factory):
 def tasks_of_all(tmp_path_factory):
     """A stand-in for AWS that modules share, since the first push of a base image takes longest; and the place in it."""
     with StandIn(tmp_path_factory.mktemp("aws"), keeps_tags=True) as aws:
-        aws.set(shared_folder=str(tmp_path_factory.getbasetemp()))
+        aws.set(shared_folder=str(_shared(tmp_path_factory)))
         yield aws, place_in(aws)
 
 
@@ -88,6 +87,13 @@ def aws(tmp_path_factory):
     """The stand-in for AWS, with an ECR that keeps its tags."""
     with StandIn(tmp_path_factory.mktemp("aws"), keeps_tags=True) as made:
         yield made
+
+
+def _shared(tmp_path_factory):
+    """The folder of all tests, which functions see that run as another user."""
+    found = tmp_path_factory.getbasetemp()
+    found.chmod(0o755)
+    return found
 
 
 @contextmanager

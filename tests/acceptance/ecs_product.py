@@ -15,8 +15,11 @@ class EcsProduct(Product):
     def __init__(self, folder, aws, place):
         super().__init__(folder)
         self._aws = aws
-        self._name = f"t{secrets.token_hex(4)}"
-        self.environ.update(place, MULTINODE_ECS_NAME=self._name, MULTINODE_WORKER_URL=worker_url())
+        self.environ.update(
+            place,
+            MULTINODE_ECS_NAME=f"t{secrets.token_hex(4)}",
+            MULTINODE_WORKER_URL=worker_url(),
+        )
 
     def call(self, *arguments, timeout_s=300, **variables):
         """With time for a first push of an image on a busy machine."""
@@ -24,10 +27,11 @@ class EcsProduct(Product):
 
     def workers_left(self):
         """The ARNs of its tasks that have not stopped."""
+        name = self.environ["MULTINODE_ECS_NAME"]
         return [
             each["arn"]
             for each in self._aws.tasks()
-            if each["tags"]["multinode:installation"] == self._name and each["status"] != "STOPPED"
+            if each["tags"]["multinode:installation"] == name and each["status"] != "STOPPED"
         ]
 
 
@@ -45,10 +49,10 @@ def place_in(aws):
 
 def worker_url():
     """Where tasks will reach a server of this machine; its port is free."""
-    return f"http://{_gateway()}:{_free_port()}"
+    return f"http://{gateway()}:{_free_port()}"
 
 
-def _gateway():
+def gateway():
     """Where containers reach this machine."""
     engine = docker.APIClient(**docker.utils.kwargs_from_env(), version="auto")
     try:
