@@ -99,7 +99,7 @@ def installation(
 
 def _use_python(file: Path, runner: str) -> None:
     """The floors run on this interpreter, so the functions do; in containers both run on the image's."""
-    version = "3.12" if runner == "docker" else "{}.{}".format(*sys.version_info[:2])
+    version = "3.12" if runner != "process" else "{}.{}".format(*sys.version_info[:2])
     file.write_text(file.read_text() + f'\n[environment]\npython = "{version}"\n')
 
 

@@ -16,7 +16,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.harness import Figure, circumstances, installation
 
-NAMES = ("control_plane", "startup", "watching", "new_workers", "deploying", "containers", "hosted")
+NAMES = (
+    "control_plane",
+    "startup",
+    "watching",
+    "new_workers",
+    "deploying",
+    "containers",
+    "tasks",
+    "hosted",
+)
 """In this order: the control plane's memory is read before others have used it."""
 
 

@@ -42,3 +42,9 @@ def wait_for_cancel(path):
 @mn.function(max_concurrency=2)
 def sleep(seconds):
     time.sleep(seconds)
+
+
+@mn.function(max_concurrency=32)
+def stamp():
+    """When its code began."""
+    return time.time()
