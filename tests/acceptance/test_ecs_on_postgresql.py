@@ -19,7 +19,7 @@ from tests.postgres import PostgresServer, Relay
 from multinode import wire
 from multinode.client import path_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 KEYS = "multinode/key-ring"
 MAIN = """
 import os
