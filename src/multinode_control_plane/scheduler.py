@@ -99,9 +99,11 @@ class Scheduler:
     _timer: asyncio.TimerHandle | None = None
     _timer_at: float = 0.0
     _silence_timer: asyncio.TimerHandle | None = None
+    _worker_url: str = ""
 
     async def open(self, worker_url: str) -> None:
         """Opens the runner, adopts the workers that live, gives up the others, and begins to schedule."""
+        self._worker_url = worker_url
         self.runner.on_note = self._worker_noted
         await self.runner.open(self._worker_ended, worker_url)
         await self.runner.learn(await self.store.read(deployments.environments_kept))
@@ -435,8 +437,7 @@ class Scheduler:
             message = f"No worker could be made to import main.py: {error}"
             raise ImportFailed(message, "`multinode doctor` may know why.") from error
         except asyncio.TimeoutError as error:  # on Python 3.10 not the built-in one
-            message = f"Importing main.py took longer than {DESCRIBE_TIMEOUT_S:.0f} s."
-            raise ImportFailed(message, "Move slow work into the functions.") from error
+            raise self._never_described(self.describes[worker_id]) from error
         finally:
             if self.describes.pop(worker_id, None) is not None:
                 await self.runner.stop(worker_id, 0.0)
@@ -446,6 +447,15 @@ class Scheduler:
             cls = by_code().get(described.error.code, ImportFailed)
             raise cls(described.error.message, described.error.hint)
         return described.functions or []
+
+    def _never_described(self, describe: Describe) -> ImportFailed:
+        if describe.nonce is not None:
+            message = f"Importing main.py took longer than {DESCRIBE_TIMEOUT_S:.0f} s."
+            return ImportFailed(message, "Move slow work into the functions.")
+        message = (
+            f"The worker that was to import main.py did not call within {DESCRIBE_TIMEOUT_S:.0f} s."
+        )
+        return ImportFailed(message, f"Can workers reach the control plane at {self._worker_url}?")
 
     def exchange_describe(self, request: wire.ExchangeRequest) -> wire.Assignment | None:
         """The assignment of a worker that describes; None where it is no such worker."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from tests.control_plane.told_plane import Plane, on_plane
 
 from multinode import wire
-from multinode.errors import StorageFull
+from multinode.errors import ImportFailed, StorageFull
+from multinode_control_plane import scheduler
 from multinode_control_plane.runners import WorkerEnd
 from multinode_control_plane.scheduler import STALLED_S
 from multinode_control_plane.service import invocations
@@ -48,6 +50,32 @@ def test_a_runner_is_told_of_all_environments_before_it_adopts(tmp_path: Path) -
 
     on_plane(tmp_path, first)
     on_plane(tmp_path, second)
+
+
+@pytest.mark.parametrize(
+    ("has_called", "message", "hint"),
+    [
+        (False, "did not call", "Can workers reach the control plane at http"),
+        (True, "took longer", "Move slow work"),
+    ],
+)
+def test_an_import_that_never_comes_says_whether_its_worker_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_called: bool, message: str, hint: str
+) -> None:
+    async def test(plane: Plane) -> None:
+        request = wire.DescribeRequest("e" * 64, "b" * 64, {})
+        asking = asyncio.create_task(plane.scheduler.describe("shop", request))
+        launch = await plane.launched()
+        if has_called:
+            plane.scheduler.exchange_describe(
+                wire.ExchangeRequest(launch.worker_id, launch.claim_code, "nonce")
+            )
+        with pytest.raises(ImportFailed, match=message) as caught:
+            await asking
+        assert hint in caught.value.hint
+
+    monkeypatch.setattr(scheduler, "DESCRIBE_TIMEOUT_S", -9.0)  # ten seconds are added
+    on_plane(tmp_path, test)
 
 
 def test_a_start_that_fails_in_an_unforeseen_way_frees_the_slot(tmp_path: Path) -> None:
