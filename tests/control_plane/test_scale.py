@@ -4,6 +4,7 @@ at any depth of a store of any size. Counted, not timed.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from multinode_control_plane.api.cancelling import cancel_children, cancel_waiti
 from multinode_control_plane.service import (
     admission,
     cancelling,
+    deployments,
     invocations,
     listing,
     statements,
@@ -320,3 +322,34 @@ def test_what_is_due_after_a_long_stop_is_released_in_steps(
     assert {bench.status(each) for each in late} == {wire.TIMED_OUT}
     assert bench.queue() == (4, 1)
     assert bench.queue("g") == (0, 0)
+
+
+def test_a_project_with_many_invocations_is_removed_in_steps(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invocations, "PURGE", 3)
+    bench.deploy()
+    for _ in range(3):
+        bench.run(bench.start())
+    for _ in range(30):
+        bench.start(delay_s=60.0)
+
+    def left() -> tuple[int, int]:
+        def count(connection: sa.Connection) -> tuple[int, int]:
+            tables = (model.projects, model.invocations)
+            found = (connection.execute(sa.select(sa.func.count()).select_from(t)) for t in tables)
+            projects, stored = (each.scalar_one() for each in found)
+            return projects, stored
+
+        return bench.look(count)
+
+    bench.do(deployments.delete, "shop")
+    steps = [left()]
+    while steps[-1] != (0, 0):
+        bench.tick()
+        steps.append(left())
+    *before, last = steps
+    assert (last, {projects for projects, _ in before}) == ((0, 0), {1})
+    # A delete has up to three in one transaction, its last cancellation, itself and the tick; a tick has one.
+    assert before[0][1] == 33 - 3 * 4
+    assert all(a[1] - b[1] <= 4 for a, b in itertools.pairwise(before))

@@ -22,7 +22,7 @@ from multinode_control_plane.service import pools, rows, statements
 from multinode_control_plane.service.actions import SetTimer, StartWorker, StopWorker
 from multinode_control_plane.service.executions import Context, pool_of
 from multinode_control_plane.service.hashing import hash_secret
-from multinode_control_plane.service.invocations import end_pending, purge_if_empty
+from multinode_control_plane.service.invocations import end_pending, purge_deleted, purge_if_empty
 from multinode_control_plane.service.statements import Row
 from multinode_control_plane.store import Transaction
 
@@ -36,6 +36,7 @@ def tick(tx: Transaction, context: Context, *, draining: bool, timers: bool = Tr
         _release_due(tx)
         _end_overdue(tx)
         _stop_overdue_workers(tx, context)
+        purge_deleted(tx)
         context.ahead.look_again()
     # What a running function may wait for runs also where nothing else does: that function would never end.
     if draining or not _admit(tx, context, _OLDEST):

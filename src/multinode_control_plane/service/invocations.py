@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from multinode.limits import (
 )
 from multinode_control_plane import decide, model
 from multinode_control_plane.model import executions, invocations, queues, values, workers
-from multinode_control_plane.service import costs, rows, statements
+from multinode_control_plane.service import costs, retention, rows, statements
 from multinode_control_plane.service.actions import RemoveLogs, SetTimer, StopWorker
 from multinode_control_plane.service.catalog import Catalog
 from multinode_control_plane.service.facts import InvocationsStarted
@@ -34,6 +35,8 @@ from multinode_control_plane.service.listing import IN_FLIGHT
 from multinode_control_plane.service.statements import Row
 from multinode_control_plane.store import Transaction
 
+PURGE, PURGE_S = 200, 0.02
+"""Of a project that is being deleted: invocations that one transaction removes at most, and for how long it does."""
 VALUES_PAGE = 1_000
 VALUES_PAGE_BYTES = 4 * 1024 * 1024
 
@@ -525,9 +528,15 @@ def check_attempt(invocation_id: str, attempt: int | None, known: Sequence[int])
 
 
 def purge_if_empty(tx: Transaction, project: str) -> None:
-    """Removes a project that is being deleted, with all that belongs to it, once no worker of it is left."""
+    """Removes a project that is being deleted, with all that belongs to it, once no worker of it is left.
+
+    Where it has had many invocations, some of them: the next tick, at once, goes on.
+    """
     row = statements.first(tx.connection, model.projects, name=project)
     if row is None or row.deleting_at is None or _unfinished(tx.connection, project):
+        return
+    if _remove_some(tx, project):
+        tx.after_commit(SetTimer(tx.now))
         return
     own = sa.select(invocations.c.invocation_id).where(invocations.c.project == project)
     versions_of = sa.select(model.versions.c.version_id).where(model.versions.c.project == project)
@@ -548,6 +557,31 @@ def purge_if_empty(tx: Transaction, project: str) -> None:
     ):
         tx.connection.execute(statement)
     tx.changed(f"project:{project}")
+
+
+def _remove_some(tx: Transaction, project: str) -> bool:
+    """Removes invocations of a project for some time, where they are many. Whether they were."""
+    query = sa.select(invocations.c.invocation_id).where(invocations.c.project == project)
+    ids = list(tx.connection.execute(query.limit(PURGE + 1)).scalars())
+    if len(ids) <= PURGE:
+        return False
+    attempts = tx.connection.execute(
+        sa.select(executions.c.invocation_id, executions.c.execution_id).where(
+            executions.c.invocation_id.in_(ids)
+        )
+    ).all()
+    until = time.monotonic() + PURGE_S
+    removed = set(ids[: retention.remove(tx, ids, lambda: time.monotonic() < until)])
+    gone = [row.execution_id for row in attempts if row.invocation_id in removed]
+    tx.after_commit(RemoveLogs(tuple(gone)))
+    return True
+
+
+def purge_deleted(tx: Transaction) -> None:
+    """As `purge_if_empty` for each project that is being deleted."""
+    deleting = sa.select(model.projects.c.name).where(model.projects.c.deleting_at.is_not(None))
+    for name in tx.connection.execute(deleting).scalars().all():
+        purge_if_empty(tx, name)
 
 
 def _unfinished(connection: sa.Connection, project: str) -> bool:
