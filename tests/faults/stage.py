@@ -90,14 +90,16 @@ def leader_stopped(stage: Stage) -> None:
     assert stage.front is not None
     first, second = stage.installation, stage.installation.beside()
     second.start()
-    first.send(signal.SIGSTOP)
-    _lead_to(stage, second)
-    second.until_led()
-    stage.loads.let_live()
-    first.send(signal.SIGCONT)
-    first.wait_deposed()
-    first.start()
-    second.kill()
+    try:
+        first.send(signal.SIGSTOP)
+        _lead_to(stage, second)
+        second.until_led()
+        stage.loads.let_live()
+        first.send(signal.SIGCONT)
+        first.wait_deposed()
+        first.start()
+    finally:
+        second.kill()
     _lead_to(stage, first)
     first.until_led()
 
