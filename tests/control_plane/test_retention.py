@@ -87,6 +87,25 @@ def test_what_ended_long_ago_goes_with_its_attempts_workers_and_values(bench: Be
     assert len(bench.look(invocations.detail, young, bench.now()).executions) == 1
 
 
+def test_a_worker_that_has_served_a_kept_one_too_goes_with_that(bench: Bench) -> None:
+    bench.deploy(f={"max_invocations_per_worker": 0})
+    bench.skew_s = -31 * DAY_S
+    first = bench.start()
+    who = bench.claim(first)
+    bench.ask(who, 2, done="succeeded")
+    second = bench.start()
+    bench.ask(who, 3, done="succeeded")
+    bench.gone(who)
+    bench.skew_s = 0.0
+    ended = sa.update(model.invocations).where(model.invocations.c.invocation_id == second)
+    bench.do(lambda tx: tx.connection.execute(ended.values(finished_at=tx.now)) and None)
+    sweep(bench, month_ago(bench))
+    assert [is_kept(bench, one) for one in (first, second)] == [False, True]
+    assert len(bench.look(invocations.detail, second, bench.now()).executions) == 1
+    sweep(bench, bench.now() + 1)
+    assert [count(bench, table) for table in OF_INVOCATIONS] == [0, 0, 0, 0]
+
+
 def test_what_has_not_ended_or_has_a_worker_left_stays(bench: Bench) -> None:
     bench.deploy()
     bench.skew_s = -50 * DAY_S
