@@ -129,6 +129,15 @@ def times(count: int, action: Callable[[], object], *, warm: int = 1) -> list[fl
     return [milliseconds(action) for _ in range(count)]
 
 
+def map_rate(add: Function, count: int) -> float:
+    """How many calls of a function that adds two numbers come back in a second."""
+    began = time.perf_counter()
+    results = list(add.starmap((i, i) for i in range(count)))
+    rate = count / (time.perf_counter() - began)
+    assert results == [2 * i for i in range(count)]
+    return rate
+
+
 def milliseconds(action: Callable[[], object]) -> float:
     began = time.perf_counter()
     action()

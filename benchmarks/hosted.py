@@ -17,7 +17,16 @@ from pathlib import Path
 import psycopg
 from tests.postgres import PostgresServer
 
-from benchmarks.harness import MULTINODE, Figure, Installation, installation, p50, p95, times
+from benchmarks.harness import (
+    MULTINODE,
+    Figure,
+    Installation,
+    installation,
+    map_rate,
+    p50,
+    p95,
+    times,
+)
 from multinode.client import Client
 from multinode.wire import StartAnswer, StartRequest
 
@@ -44,11 +53,11 @@ def opened(folder: Path) -> Iterator[Installation]:
 
 def figures(at: Installation, quick: bool) -> list[Figure]:
     count, many, seconds = (20, 100, 3.0) if quick else (200, 1000, 10.0)
-    add = at.function("add")
+    add, warm = at.function("add"), at.function("add_warm")
     trips = times(count, lambda: add.call_remote(1, 2), warm=5)
-    began = time.perf_counter()
-    assert sum(add.starmap((1, 2) for _ in range(many))) == 3 * many
-    mapped = many / (time.perf_counter() - began)
+    mapped = map_rate(add, many)
+    warm_trips = times(5 * count, lambda: warm.call_remote(1, 2), warm=50)
+    warm_mapped = map_rate(warm, 10 * many)
     floor = len(_together(CLIENTS, seconds, _committer(at.database))) / seconds
     alone = _load(at, [at.home], seconds)
     with _second_process(at) as home:
@@ -57,6 +66,9 @@ def figures(at: Installation, quick: bool) -> list[Figure]:
         Figure("new worker, round trip, p50", p50(trips), "ms"),
         Figure("new worker, round trip, p95", p95(trips), "ms"),
         Figure(f"new worker, map of {many}", mapped, "/s", is_rate=True),
+        Figure("warm worker, round trip, p50", p50(warm_trips), "ms", 5),
+        Figure("warm worker, round trip, p95", p95(warm_trips), "ms"),
+        Figure(f"warm workers, map of {10 * many}", warm_mapped, "/s", 2500, is_rate=True),
         Figure(f"a row a commit, {CLIENTS} connections (floor)", floor, "/s", is_rate=True),
         *alone.figures("one process", floor, 800, 100),
         *both.figures("two processes", floor),

@@ -6,11 +6,10 @@ import multiprocessing
 import statistics
 import subprocess
 import sys
-import time
 from collections import Counter
 
 from benchmarks import peers
-from benchmarks.harness import Figure, Installation, p50, p95, times
+from benchmarks.harness import Figure, Installation, map_rate, p50, p95, times
 from multinode.client import client_for, path_of
 from multinode.settings import resolve
 from multinode.wire import InvocationDetail
@@ -82,8 +81,5 @@ def _parts(of: str, add) -> list[Figure]:
 
 
 def _map_figure(add, many: int, floor: float) -> Figure:
-    began = time.perf_counter()
-    results = list(add.starmap((i, i) for i in range(many)))
-    rate = many / (time.perf_counter() - began)
-    assert results == [2 * i for i in range(many)]
+    rate = map_rate(add, many)
     return Figure(f"new worker, map of {many}", rate, "/s", 200, floor, is_rate=True)

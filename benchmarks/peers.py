@@ -1,4 +1,5 @@
-"""RQ with its fork per job, on Redis in memory: in a virtual environment and a folder of its own, nothing installed."""
+"""RQ with its fork per job, and Celery with its pool of processes, on Redis in memory: each in a virtual environment and a folder of its
+own, nothing installed."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from benchmarks.harness import Figure, quiet
@@ -38,25 +39,70 @@ print(json.dumps([statistics.median(trips), trips[int(len(trips) * 0.95)], rate]
 """
 
 
+CELERY_JOBS = """
+from celery import Celery
+app = Celery("celery_jobs", broker="redis://127.0.0.1:16399/0", backend="redis://127.0.0.1:16399/1")
+@app.task
+def add(a, b):
+    return a + b
+"""
+CELERY_CLIENT = """
+import json, statistics, sys, time
+from celery import group
+from celery_jobs import add
+def trip():
+    began = time.perf_counter()
+    assert add.delay(1, 2).get(timeout=30) == 3
+    return (time.perf_counter() - began) * 1000
+[trip() for _ in range(20)]
+trips = sorted(trip() for _ in range(int(sys.argv[2])))
+many = int(sys.argv[3])
+began = time.perf_counter()
+assert group(add.s(1, 2) for _ in range(many)).apply_async().get(timeout=120) == [3] * many
+rate = many / (time.perf_counter() - began)
+print(json.dumps([statistics.median(trips), trips[int(len(trips) * 0.95)], rate]))
+"""
+PORT = "16399"
+
+
 def rq_figures(folder: Path, count: int, many: int) -> list[Figure]:
     """Round trip and rate of RQ with two workers; nothing, with the reason on stderr, where it cannot be had."""
+    worker = ["-m", "rq.cli", "worker", "--quiet", "--url", f"redis://127.0.0.1:{PORT}"]
+    files = {"rq_jobs.py": "def add(a, b):\n    return a + b\n", "client.py": CLIENT}
+    counts = (count, min(many, 300))
+    return _figures("RQ 3, fork per job", folder, ("rq==3.0.0", files, [worker, worker]), counts)
+
+
+def celery_figures(folder: Path, count: int, many: int) -> list[Figure]:
+    """As `rq_figures`, of Celery with a pool of two processes, whose results are kept in Redis."""
+    worker = ["-m", "celery", "-A", "celery_jobs", "worker", "-c", "2", "-l", "ERROR"]
+    files = {"celery_jobs.py": CELERY_JOBS, "client.py": CELERY_CLIENT}
+    peer = ("celery[redis]==5.5.3", files, [worker])
+    return _figures("Celery 5, two processes", folder, peer, (count, many))
+
+
+Peer = tuple[str, dict[str, str], list[list[str]]]
+"""What is installed, the files beside it, and the workers' commands."""
+
+
+def _figures(name: str, folder: Path, peer: Peer, counts: tuple[int, int]) -> list[Figure]:
     try:
-        python, server = _rq(folder / "rq"), _redis(folder / "redis")
-        p50, p95, rate = _measure(folder / "rq", python, server, count, min(many, 300))
+        p50, p95, rate = _measure(folder / "peer", _redis(folder / "redis"), peer, counts)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        print(f"RQ is left out: {error}", file=sys.stderr)
+        print(f"{name} is left out: {error}", file=sys.stderr)
         return []
     return [
-        Figure("RQ 3, fork per job (peer), p50", p50, "ms"),
-        Figure("RQ 3, fork per job (peer), p95", p95, "ms"),
-        Figure("RQ 3, fork per job (peer), many", rate, "/s", is_rate=True),
+        Figure(f"{name} (peer), p50", p50, "ms"),
+        Figure(f"{name} (peer), p95", p95, "ms"),
+        Figure(f"{name} (peer), many", rate, "/s", is_rate=True),
     ]
 
 
-def _rq(folder: Path) -> Path:
+def _with(package: str, folder: Path) -> Path:
+    """A Python that has it."""
     uv = Path(sys.executable).with_name("uv")
     quiet([uv, "venv", "--quiet", "--python", sys.executable, folder])
-    quiet([uv, "pip", "install", "--quiet", "--python", folder / "bin/python", "rq==3.0.0"])
+    quiet([uv, "pip", "install", "--quiet", "--python", folder / "bin/python", package])
     return folder / "bin/python"
 
 
@@ -76,22 +122,23 @@ def _redis(folder: Path) -> list[str]:
     return ["env", f"LD_LIBRARY_PATH={libraries}", str(folder / "usr/bin/redis-server")]
 
 
-def _measure(folder: Path, python: Path, server: list[str], count: int, many: int):
-    (folder / "rq_jobs.py").write_text("def add(a, b):\n    return a + b\n")
-    (folder / "client.py").write_text(CLIENT)
-    port, environment = "16399", {**os.environ, "PYTHONPATH": str(folder)}
-    worker = [python, "-m", "rq.cli", "worker", "--quiet", "--url", f"redis://127.0.0.1:{port}"]
-    options = ["--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    with _running([*server, *options], folder, environment) as redis:
+def _measure(folder: Path, server: list[str], peer: Peer, counts: tuple[int, int]) -> list[float]:
+    package, files, workers = peer
+    python = _with(package, folder)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    options = ["--port", PORT, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with ExitStack() as stack:
+        redis = stack.enter_context(_running([*server, *options], folder, environment))
         for line in redis.stdout:
             if b"Ready to accept" in line:
                 break
-        with (
-            _running(worker, folder, environment),
-            _running(worker, folder, environment),
-        ):
-            client = [python, "client.py", port, str(count), str(many)]
-            return json.loads(quiet(client, cwd=folder, env=environment))
+        for worker in workers:
+            stack.enter_context(_running([python, *worker], folder, environment))
+        client = [python, "client.py", PORT, *map(str, counts)]
+        measured: list[float] = json.loads(quiet(client, cwd=folder, env=environment))
+        return measured
 
 
 @contextmanager

@@ -21,6 +21,7 @@ NAMES = (
     "startup",
     "watching",
     "new_workers",
+    "warm",
     "deploying",
     "containers",
     "tasks",

@@ -12,6 +12,11 @@ def add(a, b):
     return a + b
 
 
+@mn.function(max_concurrency=2, max_invocations_per_worker=0)
+def add_warm(a, b):
+    return a + b
+
+
 @mn.function()
 def yield_stamps(count):
     """Each value is the time at which it was yielded; the pauses keep them apart."""
