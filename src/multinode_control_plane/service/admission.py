@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -119,14 +120,19 @@ def _admit(
     idle = pools.idle(tx.connection) if any(queue.idle for queue in open_queues) else {}
     waiting = _candidates(tx, context, query, open_queues, idle)
     rows_by_seq = {candidate.seq: row for candidate, row in waiting}
-    placed = decide.place(
+    placing = partial(
+        decide.place,
         [candidate for candidate, _ in waiting],
-        _room_left(tx, context),
-        _whole_room(context),
+        whole=_whole_room(context),
         slots={(q.project, q.function): q.max_concurrency - q.workers for q in open_queues},
         idle=[pools.as_idle(worker) for worker in idle.values()],
         overtaking=overtaking,
     )
+    placed = placing(left=decide.Room(0.0, 0)) if idle else None
+    if (
+        placed is None or placed.blocked is not None
+    ):  # the idle will not do: how much room is there?
+        placed = placing(left=_room_left(tx, context))
     handed: dict[str, list[Row]] = {}
     for candidate, worker_id in placed.handed:
         handed.setdefault(worker_id, []).append(rows_by_seq[candidate.seq])

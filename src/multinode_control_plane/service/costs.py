@@ -39,7 +39,7 @@ def note(
         own, left_s = (worker.worker_id, ""), max(0.0, lasted_s - worker.billed_s)
     else:
         own, left_s = (worker.execution_id, worker.invocation_id), lasted_s
-    _insert(tx, meter, worker, settings, own, left_s)
+    _insert(tx, meter, worker, settings, [(own, left_s)])
 
 
 def _lasted_s(tx: Transaction, worker: Row) -> float | None:
@@ -48,17 +48,20 @@ def _lasted_s(tx: Transaction, worker: Row) -> float | None:
     return None if made_at is None else float(tx.now - made_at)
 
 
-def note_execution(
+def note_executions(
     tx: Transaction,
     meter: Meter,
     worker: Row,
     settings: wire.FunctionSettings,
-    execution: Row,
-    lasted_s: float,
+    executions: Iterable[tuple[Row, float]],
 ) -> None:
-    """Notes what an execution has cost whose worker goes on with others."""
+    """Notes what executions have cost, for so many seconds each, whose worker goes on with others."""
     _insert(
-        tx, meter, worker, settings, (execution.execution_id, execution.invocation_id), lasted_s
+        tx,
+        meter,
+        worker,
+        settings,
+        [((each.execution_id, each.invocation_id), lasted_s) for each, lasted_s in executions],
     )
 
 
@@ -67,31 +70,35 @@ def _insert(
     meter: Meter,
     worker: Row,
     settings: wire.FunctionSettings,
-    own: tuple[str, str],
-    lasted_s: float,
+    lasted: Iterable[tuple[tuple[str, str], float]],
 ) -> None:
-    bill = meter.bill(settings.cpu, settings.memory_mib, lasted_s)
-    statements.insert(
-        tx.connection,
-        costs,
-        {
-            "execution_id": own[0],
-            "invocation_id": own[1],
-            "project": worker.project,
-            "function": worker.function,
-            "version_id": worker.version_id,
-            "ended_at": tx.now,
-            "day": int(tx.now // DAY_S),
-            "tariff": meter.tariff,
-            "currency": meter.prices.currency,
-            "cpu": bill.cpu,
-            "memory_mib": bill.memory_mib,
-            "billed_s": bill.billed_s,
-            "vcpu_s": bill.vcpu_s,
-            "gb_s": bill.gb_s,
-            "cost": bill.cost,
-        },
-    )
+    """A row for each pair of ids (of the execution and its invocation) and seconds."""
+    common = {
+        "project": worker.project,
+        "function": worker.function,
+        "version_id": worker.version_id,
+        "ended_at": tx.now,
+        "day": int(tx.now // DAY_S),
+        "tariff": meter.tariff,
+        "currency": meter.prices.currency,
+    }
+    made = []
+    for (execution_id, invocation_id), lasted_s in lasted:
+        bill = meter.bill(settings.cpu, settings.memory_mib, lasted_s)
+        made.append(
+            {
+                **common,
+                "execution_id": execution_id,
+                "invocation_id": invocation_id,
+                "cpu": bill.cpu,
+                "memory_mib": bill.memory_mib,
+                "billed_s": bill.billed_s,
+                "vcpu_s": bill.vcpu_s,
+                "gb_s": bill.gb_s,
+                "cost": bill.cost,
+            }
+        )
+    statements.insert(tx.connection, costs, *made)
 
 
 def forget(tx: Transaction, before: float) -> bool:

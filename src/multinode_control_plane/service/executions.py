@@ -281,38 +281,36 @@ def report(
     context: Context,
     who: WorkerIdentity,
     request: wire.Report,
-    *,
-    stays: bool = False,
 ) -> wire.Order:
-    """Stores yielded values and the end. What was stored before is passed over.
-
-    ``stays``: the worker goes on with another, and nothing of this one is left in it.
-    """
+    """Stores yielded values and the end. What was stored before is passed over."""
     execution, row = _own(tx, who, request.execution_id)
-    if execution.state == model.ENDED:
-        if request.end is not None and request.end.outcome == execution.outcome:
-            return wire.Order()  # the answer to the first report was lost
-        message = f"{request.execution_id} has ended already."
-        raise ClaimRefused(message)
+    if has_ended_so(execution, request.end):
+        return wire.Order()
     if request.values:
-        row = _store_values(tx, context, row, execution.attempt, request.values)
+        row = store_values(tx, context, row, execution.attempt, request.values)
     if request.end is None:
         return _order(row)
     if request.end.outcome == UNSTARTED:
         give_back(tx, row, execution)
         return wire.Order()
-    _end(tx, context, row, execution, _within_limits(request.end))
-    if stays:
-        _leave_behind(tx, context, row, execution)
-    else:
-        _set_deadline(tx, who.worker_id, tx.now + EXIT_PATIENCE_S)
+    end_all(tx, context, [(row, execution, request.end)])
+    _set_deadline(tx, who.worker_id, tx.now + EXIT_PATIENCE_S)
     return wire.Order()
+
+
+def has_ended_so(execution: Row, end: wire.ExecutionEnd | None) -> bool:
+    """Whether it has ended with this end: the answer to an earlier report was lost. Raises ClaimRefused for another."""
+    if execution.state != model.ENDED:
+        return False
+    if end is None or end.outcome != execution.outcome:
+        message = f"{execution.execution_id} has ended already."
+        raise ClaimRefused(message)
+    return True
 
 
 def give_back(tx: Transaction, row: Row, execution: Row) -> None:
     """An execution of which no code has run ends; its invocation is ready again, where it is not to be cancelled."""
-    _end_execution(tx, execution, wire.ExecutionEnd(UNSTARTED))
-    _change_execution(tx, execution, left_at=tx.now)
+    _end_execution(tx, execution, wire.ExecutionEnd(UNSTARTED), left_at=tx.now)
     if row.status == wire.CANCELLING:
         rows.move(tx, row, wire.CANCELLED, terminated=True)
         purge_if_empty(tx, row.project)
@@ -320,24 +318,6 @@ def give_back(tx: Transaction, row: Row, execution: Row) -> None:
     started_at = None if execution.attempt == 1 else row.started_at
     rows.move(tx, row, wire.PENDING, waiting=model.READY, started_at=started_at)
     tx.wake()
-
-
-def _leave_behind(tx: Transaction, context: Context, row: Row, execution: Row) -> None:
-    """Its worker has gone on: it is paid for and over."""
-    worker = statements.one(tx.connection, workers, worker_id=execution.worker_id)
-    lasted_s = max(0.0, tx.now - (execution.started_at or tx.now))
-    _change_execution(tx, execution, left_at=tx.now)
-    settings = context.settings_of(tx.connection, row)
-    costs.note_execution(tx, context.meter, worker, settings, execution, lasted_s)
-    statements.change(
-        tx.connection,
-        workers,
-        {"worker_id": worker.worker_id},
-        billed_s=worker.billed_s + lasted_s,
-    )
-    # Who waits for its orders, on behalf of the execution that has ended, is answered.
-    tx.changed(f"worker:{worker.worker_id}")
-    _terminate_if_over(tx, row.invocation_id)
 
 
 def _order(row: Row) -> wire.Order:
@@ -368,7 +348,7 @@ def _set_deadline(tx: Transaction, worker_id: str, at: float | None) -> None:
         tx.after_commit(SetTimer(at))
 
 
-def _store_values(
+def store_values(
     tx: Transaction, context: Context, row: Row, attempt: int, reported: Iterable[wire.Value]
 ) -> Row:
     new = [value for value in reported if value.number > row.num_values]
@@ -438,9 +418,35 @@ def _within_limits(end: wire.ExecutionEnd) -> wire.ExecutionEnd:
 # --- ends -----------------------------------------------------------------------------------------------
 
 
-def _end(
-    tx: Transaction, context: Context, row: Row, execution: Row, end: wire.ExecutionEnd
+def end_all(
+    tx: Transaction,
+    context: Context,
+    ended: Sequence[tuple[Row, Row, wire.ExecutionEnd]],
+    *,
+    stays: bool = False,
 ) -> None:
+    """Ends executions, given with their invocations. ``stays``: nothing of them is left in their worker, which goes on."""
+    moves, changes = [], []
+    for row, execution, end in ended:
+        limited = _within_limits(end)
+        status, columns = _settled(tx, context, row, limited)
+        if stays and decide.is_final(status) and execution.attempt == 1:
+            columns["terminated"] = True  # no other attempt can have a worker left
+        moves.append((row, status, columns))
+        own = {"where_execution_id": execution.execution_id, **_of_end(limited, tx.now)}
+        changes.append(own | {"left_at": tx.now} if stays else own)
+        started_at = execution.started_at
+        lasted_s = None if started_at is None else max(0.0, tx.now - started_at)
+        attempt = attempt_of(row, execution)
+        tx.after_commit(AttemptEnded(row.project, attempt, tx.now, limited.outcome, lasted_s))
+    statements.change_all(tx.connection, executions, ("execution_id",), changes)
+    rows.move_all(tx, moves)
+
+
+def _settled(
+    tx: Transaction, context: Context, row: Row, end: wire.ExecutionEnd
+) -> tuple[str, dict[str, Any]]:
+    """What becomes of an invocation whose execution has ended so."""
     settled = decide.settle(
         status=row.status,
         end=end,
@@ -448,11 +454,6 @@ def _end(
         settings=context.settings_of(tx.connection, row),
         now=tx.now,
         jitter=random.random(),
-    )
-    _end_execution(tx, execution, end)
-    lasted_s = None if execution.started_at is None else max(0.0, tx.now - execution.started_at)
-    tx.after_commit(
-        AttemptEnded(row.project, attempt_of(row, execution), tx.now, end.outcome, lasted_s)
     )
     columns: dict[str, Any] = {
         "error": None if settled.error is None else wire.to_plain(settled.error),
@@ -463,7 +464,20 @@ def _end(
     if settled.due_at is not None:
         columns |= {"waiting": model.DELAYED, "due_at": settled.due_at}
         tx.after_commit(SetTimer(settled.due_at))
-    rows.move(tx, row, settled.status, **columns)
+    return settled.status, columns
+
+
+def _of_end(end: wire.ExecutionEnd, now: float) -> dict[str, Any]:
+    return {
+        "state": model.ENDED,
+        "outcome": end.outcome,
+        "error": None if end.error is None else wire.to_plain(end.error),
+        "exit_code": end.exit_code,
+        "signal": end.signal,
+        "peak_memory_bytes": end.peak_memory_bytes,
+        "run_ms": end.run_ms,
+        "ended_at": now,
+    }
 
 
 def _change_execution(tx: Transaction, execution: Row, **columns: Any) -> None:
@@ -471,19 +485,8 @@ def _change_execution(tx: Transaction, execution: Row, **columns: Any) -> None:
     statements.change(tx.connection, executions, own, **columns)
 
 
-def _end_execution(tx: Transaction, execution: Row, end: wire.ExecutionEnd) -> None:
-    _change_execution(
-        tx,
-        execution,
-        state=model.ENDED,
-        outcome=end.outcome,
-        error=None if end.error is None else wire.to_plain(end.error),
-        exit_code=end.exit_code,
-        signal=end.signal,
-        peak_memory_bytes=end.peak_memory_bytes,
-        run_ms=end.run_ms,
-        ended_at=tx.now,
-    )
+def _end_execution(tx: Transaction, execution: Row, end: wire.ExecutionEnd, **columns: Any) -> None:
+    _change_execution(tx, execution, **_of_end(end, tx.now), **columns)
 
 
 def worker_not_made(tx: Transaction, context: Context, worker_id: str, why: str) -> None:
@@ -525,9 +528,9 @@ def worker_gone(
         elif execution.state == model.STARTED and execution.execution_id in untold:
             give_back(tx, row, execution)
         elif execution.state == model.STARTED:
-            _end(tx, context, row, execution, _lost(end))
+            end_all(tx, context, [(row, execution, _lost(end))])
         _change_execution(tx, execution, left_at=tx.now)
-        _terminate_if_over(tx, execution.invocation_id)
+        terminate_if_over(tx, execution.invocation_id)
     if not worker.served:  # no execution refers to it
         own = workers.c.worker_id == end.worker_id
         tx.connection.execute(sa.delete(workers).where(own))
@@ -591,7 +594,7 @@ def _try_again(tx: Transaction, row: Row, execution: Row, why: str) -> None:
     tx.after_commit(SetTimer(due_at))
 
 
-def _terminate_if_over(tx: Transaction, invocation_id: str) -> None:
+def terminate_if_over(tx: Transaction, invocation_id: str) -> None:
     row = rows.invocation(tx.connection, invocation_id)
     if not decide.is_final(row.status) or rows.live_worker(tx.connection, invocation_id):
         return

@@ -6,6 +6,7 @@ commit and one answer are all that lies between a start and its code. The table 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,11 @@ from multinode import wire
 from multinode.errors import ClaimRefused
 from multinode_control_plane import decide, model
 from multinode_control_plane.model import executions, invocations, projects, workers
+from multinode_control_plane.service import costs, rows, statements
 from multinode_control_plane.service import executions as cases
-from multinode_control_plane.service import rows, statements
 from multinode_control_plane.service.actions import HandOver, SetTimer
 from multinode_control_plane.service.executions import EXIT_PATIENCE_S, Context, WorkerIdentity
+from multinode_control_plane.service.invocations import purge_if_empty
 from multinode_control_plane.service.statements import Row
 from multinode_control_plane.store import Transaction
 
@@ -60,17 +62,15 @@ def ask(
 ) -> wire.Next:
     """Ends what the worker has done; then what it was handed already, or nothing: then it is idle, and will be handed what comes.
 
-    One that does not wait may have others that run: then it only tells ends. Raises ClaimRefused where it has nothing more to ask for.
+    Raises ClaimRefused where it has nothing more to ask for.
     """
-    for done in request.reports or ():
-        cases.report(tx, context, who, done, stays=True)
     worker = statements.first(tx.connection, workers, worker_id=who.worker_id)
     if worker is None or worker.gone_at is not None:
         message = f"{who.worker_id} was given up."
         raise ClaimRefused(message)
-    is_next = request.number == worker.served + 1
-    if is_next and not request.wait_s and cases.unended(tx.connection, worker):
-        return wire.Next()
+    billed_s = worker.billed_s
+    if request.reports:
+        billed_s += _end_all(tx, context, worker, request.reports)
     found = answer_to(tx.connection, context, worker, request.number)
     if found.leave or found.tasks:
         return found
@@ -79,12 +79,75 @@ def ask(
         context.ahead.came_up(cases.pool_of(worker))
     most = settings.max_invocations_per_worker
     if (most and worker.served >= most) or not _may_stay(tx.connection, worker, draining=draining):
-        _tell_to_leave(tx, worker)
+        _tell_to_leave(tx, worker, billed_s=billed_s)
         return wire.Next(leave=True)
     if worker.idle_at is None:
-        _rest(tx, worker, settings, max(1, request.most))
+        _rest(tx, worker, settings, max(1, request.most), billed_s)
         tx.wake()
     return wire.Next()
+
+
+def _end_all(
+    tx: Transaction, context: Context, worker: Row, reports: Sequence[wire.Report]
+) -> float:
+    """Ends executions of which nothing is left in the worker; how many seconds of its time they are billed for.
+
+    What was ended before is passed over. Raises ClaimRefused where one of them is not the worker's, or ended otherwise.
+    """
+    ids = [report.execution_id for report in reports]
+    own = {"ids": ids, "worker_id": worker.worker_id}
+    found = {row.execution_id: row for row in tx.connection.execute(_OWN, own)}
+    its = [execution.invocation_id for execution in found.values()]
+    invocation_of = {row.invocation_id: row for row in tx.connection.execute(_THESE, {"ids": its})}
+    ended = []
+    for report in reports:
+        execution = found.get(report.execution_id)
+        row = invocation_of.get(execution.invocation_id) if execution is not None else None
+        if execution is None or row is None or report.end is None:
+            message = f"{report.execution_id} is not an execution that this worker can end."
+            raise ClaimRefused(message)
+        if cases.has_ended_so(execution, report.end):
+            continue
+        if report.values:
+            row = cases.store_values(tx, context, row, execution.attempt, report.values)
+        if report.end.outcome == cases.UNSTARTED:
+            cases.give_back(tx, row, execution)
+        else:
+            ended.append((row, execution, report.end))
+    return _leave_behind(tx, context, worker, ended) if ended else 0.0
+
+
+def _leave_behind(
+    tx: Transaction,
+    context: Context,
+    worker: Row,
+    ended: Sequence[tuple[Row, Row, wire.ExecutionEnd]],
+) -> float:
+    """The worker has gone on: they are ended, paid for and over."""
+    cases.end_all(tx, context, ended, stays=True)
+    settings = context.settings_of(tx.connection, worker)
+    paid = [(execution, max(0.0, tx.now - execution.started_at)) for _, execution, _ in ended]
+    # Those that it held while it ran the others began later than they were handed over.
+    run_s = [(end.run_ms or 0.0) / 1000 for _, _, end in ended]
+    if len(paid) > 1:
+        paid = [(execution, each) for (execution, _), each in zip(paid, run_s, strict=True)]
+    costs.note_executions(tx, context.meter, worker, settings, paid)
+    # Who waits for its orders, on behalf of what has ended, is answered.
+    tx.changed(f"worker:{worker.worker_id}")
+    for row, execution, _ in ended:
+        if execution.attempt > 1:
+            cases.terminate_if_over(tx, row.invocation_id)
+    purge_if_empty(tx, worker.project)
+    return float(sum(each for _, each in paid))
+
+
+_OWN = sa.select(executions).where(
+    executions.c.execution_id.in_(sa.bindparam("ids", expanding=True)),
+    executions.c.worker_id == sa.bindparam("worker_id"),
+)
+_THESE = sa.select(invocations).where(
+    invocations.c.invocation_id.in_(sa.bindparam("ids", expanding=True))
+)
 
 
 def answer_to(connection: sa.Connection, context: Context, worker: Row, number: int) -> wire.Next:
@@ -140,7 +203,9 @@ def _is_of_latest(connection: sa.Connection, worker: Row) -> bool:
     )
 
 
-def _rest(tx: Transaction, worker: Row, settings: wire.FunctionSettings, most: int) -> None:
+def _rest(
+    tx: Transaction, worker: Row, settings: wire.FunctionSettings, most: int, billed_s: float
+) -> None:
     until = tx.now + settings.idle_timeout_s
     left = settings.max_invocations_per_worker - worker.served
     statements.change(
@@ -149,6 +214,7 @@ def _rest(tx: Transaction, worker: Row, settings: wire.FunctionSettings, most: i
         {"worker_id": worker.worker_id},
         state=model.IDLE,
         idle_at=tx.now,
+        billed_s=billed_s,
         wanted=min(most, left, MOST) if settings.max_invocations_per_worker else min(most, MOST),
         deadline_at=until,
     )
@@ -182,6 +248,7 @@ def hand_over(tx: Transaction, context: Context, worker: Row, ready: list[Row]) 
     """Starts these invocations in an idle worker, in their order."""
     tasks: list[wire.Task] = []
     made: list[dict[str, Any]] = []
+    moves: list[tuple[Row, str, dict[str, Any]]] = []
     for number, row in enumerate(ready, worker.served + 1):
         handed = _Handed(model.new_id("exe"), worker.worker_id, row.num_failed_attempts + 1, number)
         made.append(
@@ -196,18 +263,11 @@ def hand_over(tx: Transaction, context: Context, worker: Row, ready: list[Row]) 
                 "started_at": tx.now,
             }
         )
-        rows.move(
-            tx,
-            row,
-            wire.RUNNING,
-            waiting=None,
-            pending_note=None,
-            started_at=row.started_at if row.started_at is not None else tx.now,
-            queue_deadline_at=None,
-            not_made=0,
-        )
+        started_at = row.started_at if row.started_at is not None else tx.now
+        moves.append((row, wire.RUNNING, {**_TAKEN, "started_at": started_at}))
         tx.after_commit(cases.claimed(tx, row, handed, tx.now))
         tasks.append(_task(row, handed, context))
+    rows.move_all(tx, moves)
     statements.insert(tx.connection, executions, *made)
     statements.change(
         tx.connection,
@@ -221,6 +281,9 @@ def hand_over(tx: Transaction, context: Context, worker: Row, ready: list[Row]) 
     rows.count(tx, worker.project, worker.function, idle=-1)
     tx.after_commit(HandOver(worker.worker_id, tuple(tasks)))
     tx.changed(f"worker:{worker.worker_id}")
+
+
+_TAKEN = {"waiting": None, "pending_note": None, "queue_deadline_at": None, "not_made": 0}
 
 
 def _task(row: Row, execution: Any, context: Context) -> wire.Task:
@@ -246,7 +309,7 @@ def dismiss(tx: Transaction, worker: Row) -> None:
     _tell_to_leave(tx, worker)
 
 
-def _tell_to_leave(tx: Transaction, worker: Row) -> None:
+def _tell_to_leave(tx: Transaction, worker: Row, **columns: Any) -> None:
     until = tx.now + EXIT_PATIENCE_S
     statements.change(
         tx.connection,
@@ -255,6 +318,7 @@ def _tell_to_leave(tx: Transaction, worker: Row) -> None:
         state=model.LEAVING,
         idle_at=None,
         deadline_at=until,
+        **columns,
     )
     tx.changed(f"worker:{worker.worker_id}")
     tx.after_commit(SetTimer(until))

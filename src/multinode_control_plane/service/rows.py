@@ -94,41 +94,52 @@ def _near_id(connection: sa.Connection, wanted: str, newest: sa.Select[Any], oth
 
 
 def move(tx: Transaction, row: Row, status: str, **columns: Any) -> None:
-    """Changes an invocation to ``status``, with ``columns``, by compare-and-set on the row's revision.
+    """Changes an invocation to ``status``, with ``columns``, by compare-and-set on the row's revision. See `move_all`."""
+    move_all(tx, [(row, status, columns)])
 
-    The only place that writes a status: it refuses what the table of transitions does not have, keeps the queue's count of
-    ready invocations, and wakes who waits for it.
+
+def move_all(tx: Transaction, changes: Sequence[tuple[Row, str, dict[str, Any]]]) -> None:
+    """Changes invocations to a status each, with columns, by compare-and-set on each row's revision.
+
+    The only place that writes a status: it refuses what the table of transitions does not have, keeps the queues' counts of
+    ready invocations, and wakes who waits for them.
     """
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    ready: Counter[tuple[str, str]] = Counter()
+    for row, status, asked in changes:
+        columns = _columns(tx, row, status, asked)
+        own = {"where_seq": row.seq, "where_revision": row.revision}
+        alike.setdefault(tuple(columns), []).append(own | columns)
+        is_ready = columns.get("waiting", row.waiting) == model.READY
+        ready[row.project, row.function] += int(is_ready) - int(row.waiting == model.READY)
+        tx.changed(f"inv:{row.invocation_id}", f"project:{row.project}")
+    for together in alike.values():
+        changed = statements.change_all(tx.connection, invocations, ("seq", "revision"), together)
+        if changed != len(together):
+            ids = ", ".join(row.invocation_id for row, _, _ in changes)
+            message = f"{ids} was changed by somebody else meanwhile."
+            raise InternalError(message)
+    for (project_name, function), more in ready.items():
+        if more:
+            count(tx, project_name, function, ready=more)
+
+
+def _columns(tx: Transaction, row: Row, status: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """All columns that change with the ones ``asked`` for."""
     if status != row.status and status not in model.TRANSITIONS[row.status]:
         message = f"{row.invocation_id} cannot go from {row.status} to {status}."
         raise InternalError(message)
+    columns = {**asked, "status": status, "revision": row.revision + 1}
     if decide.is_final(status):
         tx.changed(f"end:{row.invocation_id}")
-        columns |= {
-            "waiting": None,
-            "due_at": None,
-            "queue_deadline_at": None,
-            "pending_note": None,
-        }
-        columns |= {"finished_at": tx.now}
         tx.after_commit(InvocationEnded(row.project, status))
-    was, now = row.waiting == model.READY, columns.get("waiting", row.waiting) == model.READY
-    if now and not was:
-        columns |= {"queued_at": tx.now}
-    changed = statements.change(
-        tx.connection,
-        invocations,
-        {"seq": row.seq, "revision": row.revision},
-        status=status,
-        revision=row.revision + 1,
-        **columns,
-    )
-    if changed != 1:
-        message = f"{row.invocation_id} was changed by somebody else meanwhile."
-        raise InternalError(message)
-    if was != now:
-        count(tx, row.project, row.function, ready=int(now) - int(was))
-    tx.changed(f"inv:{row.invocation_id}", f"project:{row.project}")
+        columns |= _AT_THE_END | {"finished_at": tx.now}
+    if columns.get("waiting") == model.READY and row.waiting != model.READY:
+        columns["queued_at"] = tx.now
+    return columns
+
+
+_AT_THE_END = {"waiting": None, "due_at": None, "queue_deadline_at": None, "pending_note": None}
 
 
 MOVED = tuple(

@@ -6,6 +6,7 @@ as a module's constant.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -30,6 +31,17 @@ def change(
     """Sets ``columns`` of the rows whose columns are as in ``where``; how many these were."""
     parameters = {f"where_{name}": value for name, value in where.items()} | columns
     return connection.execute(_update(table, tuple(where), tuple(columns)), parameters).rowcount
+
+
+def change_all(
+    connection: sa.Connection,
+    table: sa.Table,
+    where: Sequence[str],
+    rows: Sequence[dict[str, Any]],
+) -> int:
+    """As `change` for each of the ``rows``, which have the same columns: those of ``where`` with the prefix ``where_``."""
+    columns = tuple(name for name in rows[0] if not name.startswith("where_"))
+    return connection.execute(_update(table, tuple(where), columns), list(rows)).rowcount
 
 
 def insert(connection: sa.Connection, table: sa.Table, *rows: dict[str, Any]) -> None:
