@@ -130,6 +130,37 @@ class TestServingSeveral:
         assert bench.ask(who, 6, done="succeeded").tasks[0].invocation_id == others[4]
         assert {bench.status(each) for each in others[:4]} == {wire.SUCCEEDED}
 
+    def test_one_that_still_has_some_gets_more_and_is_not_idle(self, bench: Bench) -> None:
+        warm(bench, max_concurrency=1)
+        first, *others = (bench.start() for _ in range(5))
+        who = bench.claim(first)
+        told = bench.ask(who, 2, done="succeeded", most=2).tasks
+        end = wire.ExecutionEnd("succeeded", result="1")
+        done = [wire.Report(told[0].execution_id, None, end)]
+        request = wire.NextRequest(4, 1, done, wait_s=0.0)
+        bench.do(pools.ask, bench.context, who, request, draining=False)
+        assert [task.invocation_id for task in bench.handed.pop(who.worker_id)] == [others[2]]
+        assert bench.status(others[0]) == wire.SUCCEEDED
+        assert (idle_count(bench), state(bench, who).state) == (0, model.EXCHANGED)
+        assert bench.ask(who, 5, done="succeeded").tasks[0].invocation_id == others[3]
+        assert {bench.status(each) for each in others[:3]} == {wire.SUCCEEDED}
+        paid = [bench.look(costs.of_invocation, each) for each in (first, *others[:3])]
+        assert [len(each) for each in paid] == [1, 1, 1, 1]
+
+    def test_nor_does_it_get_what_is_younger_than_one_that_finds_no_room(
+        self, bench: Bench
+    ) -> None:
+        several = {"max_invocations_per_worker": 0, "max_concurrency": 1, "cpu": 1.0}
+        bench.deploy(f=several, g={"cpu": 4.0})
+        first, *_ = (bench.start() for _ in range(3))
+        who = bench.claim(first)
+        assert len(bench.ask(who, 2, done="succeeded", most=2).tasks) == 2
+        large, younger = bench.start("g"), bench.start()
+        request = wire.NextRequest(4, 5, None, wait_s=0.0)
+        bench.do(pools.ask, bench.context, who, request, draining=False)
+        assert bench.handed.get(who.worker_id, []) == []
+        assert bench.status(younger) == bench.status(large) == wire.PENDING
+
     def test_what_is_ready_is_shared_among_those_that_are_idle(self, bench: Bench) -> None:
         warm(bench, max_concurrency=2)
         both = [bench.claim(each) for each in (bench.start(), bench.start())]

@@ -68,7 +68,7 @@ async def ask_next(call: Call) -> wire.Next:
             lambda tx: pools.ask(tx, plane.context, who, request, draining=scheduler.draining)
         )
         tasks = scheduler.take(who.worker_id, request.number)
-        if found.leave or found.tasks or tasks or not request.wait_s:
+        if found.leave or found.tasks or tasks or request.wait_s <= 0:
             return wire.Next(tasks) if tasks else found
 
         async def look() -> tuple[bool, wire.Next]:

@@ -116,6 +116,7 @@ def _admit(
     """Finds workers for those that ``query`` finds, while there is room; whether there was for all."""
     open_queues = tx.connection.execute(_OPEN_QUEUES).all()
     if not open_queues:
+        context.ahead.blocked_seq = None
         return True
     idle = pools.idle(tx.connection) if any(queue.idle for queue in open_queues) else {}
     waiting = _candidates(tx, context, query, open_queues, idle)
@@ -143,6 +144,8 @@ def _admit(
     for candidate in placed.made:
         row = rows_by_seq[candidate.seq]
         _request_worker(tx, context, row, row)
+    if not overtaking:
+        context.ahead.blocked_seq = None if placed.blocked is None else placed.blocked.seq
     if placed.blocked is not None:
         _make_way(tx, context, placed.blocked)
     return placed.blocked is None

@@ -47,10 +47,12 @@ UNSTARTED = "unstarted"
 
 @dataclass
 class Ahead:
-    """What the leader remembers of workers that are started ahead. Used in the writer's thread."""
+    """What the leader remembers of its ticks, and of workers that are started ahead. Used in the writer's thread."""
 
     is_due: bool = True
     """Whether one may be missing."""
+    blocked_seq: int | None = None
+    """Of the invocation that found no room at the last tick: workers take nothing younger meanwhile."""
     failures: dict[decide.Pool, tuple[int, float]] = field(default_factory=dict)
     """How often in a row one could not be made or did not come up, and when (POSIX seconds) the next is tried."""
 

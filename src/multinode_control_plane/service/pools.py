@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from multinode import wire
 from multinode.errors import ClaimRefused
 from multinode_control_plane import decide, model
-from multinode_control_plane.model import executions, invocations, projects, workers
+from multinode_control_plane.model import executions, invocations, projects, queues, workers
 from multinode_control_plane.service import costs, rows, statements
 from multinode_control_plane.service import executions as cases
 from multinode_control_plane.service.actions import HandOver, SetTimer
@@ -40,6 +40,17 @@ _READY_OF_VERSION = (
     )
     .limit(1)
 )
+_OLDEST_OF_VERSION = (
+    sa.select(invocations)
+    .where(
+        sa.literal_column("invocations.waiting = 'ready'"),
+        invocations.c.project == sa.bindparam("project"),
+        invocations.c.function == sa.bindparam("function"),
+        invocations.c.version_id == sa.bindparam("version_id"),
+    )
+    .order_by(invocations.c.seq)
+    .limit(sa.bindparam("most"))
+)
 _COUNT_OF_VERSION = sa.select(sa.func.count()).where(
     workers.c.gone_at.is_(None),
     workers.c.project == sa.bindparam("project"),
@@ -62,6 +73,7 @@ def ask(
 ) -> wire.Next:
     """Ends what the worker has done; then what it was handed already, or nothing: then it is idle, and will be handed what comes.
 
+    One that still has some to run, and does not wait, gets more of its version where there is more, and is not idle.
     Raises ClaimRefused where it has nothing more to ask for.
     """
     worker = statements.first(tx.connection, workers, worker_id=who.worker_id)
@@ -71,8 +83,15 @@ def ask(
     billed_s = worker.billed_s
     if request.reports:
         billed_s += _end_all(tx, context, worker, request.reports)
+    running = cases.unended(tx.connection, worker)
+    if running and request.number == worker.served + 1 and request.wait_s <= 0:
+        _note_billed(tx, worker, billed_s)
+        if not draining:
+            _hand_more(tx, context, worker, running, request.most)
+        return wire.Next()
     found = answer_to(tx.connection, context, worker, request.number)
     if found.leave or found.tasks:
+        _note_billed(tx, worker, billed_s)
         return found
     settings = context.settings_of(tx.connection, worker)
     if worker.served == 0:
@@ -85,6 +104,34 @@ def ask(
         _rest(tx, worker, settings, max(1, request.most), billed_s)
         tx.wake()
     return wire.Next()
+
+
+def _note_billed(tx: Transaction, worker: Row, billed_s: float) -> None:
+    if billed_s != worker.billed_s:
+        own = {"worker_id": worker.worker_id}
+        statements.change(tx.connection, workers, own, billed_s=billed_s)
+
+
+def _hand_more(
+    tx: Transaction, context: Context, worker: Row, running: Sequence[Row], most: int
+) -> None:
+    """What is ready for a worker that has not run all that it has, unless others have to come first."""
+    queue = statements.one(tx.connection, queues, project=worker.project, function=worker.function)
+    settings = context.settings_of(tx.connection, worker)
+    if settings.max_invocations_per_worker:
+        most = min(most, settings.max_invocations_per_worker - worker.served)
+    most = min(most, MOST - len(running), queue.ready)
+    if most <= 0 or queue.workers > queue.max_concurrency:
+        return
+    before = context.ahead.blocked_seq
+    own = {name: getattr(worker, name) for name in ("project", "function", "version_id")}
+    ready = [
+        row
+        for row in tx.connection.execute(_OLDEST_OF_VERSION, {**own, "most": most})
+        if before is None or row.seq < before
+    ]
+    if ready:
+        hand_over(tx, context, worker, ready, running=len(running))
 
 
 def _end_all(
@@ -244,8 +291,10 @@ class _Handed:
     number: int
 
 
-def hand_over(tx: Transaction, context: Context, worker: Row, ready: list[Row]) -> None:
-    """Starts these invocations in an idle worker, in their order."""
+def hand_over(
+    tx: Transaction, context: Context, worker: Row, ready: list[Row], *, running: int = 0
+) -> None:
+    """Starts these invocations in an idle worker, in their order; or in one that has so many still to run."""
     tasks: list[wire.Task] = []
     made: list[dict[str, Any]] = []
     moves: list[tuple[Row, str, dict[str, Any]]] = []
@@ -275,10 +324,12 @@ def hand_over(tx: Transaction, context: Context, worker: Row, ready: list[Row]) 
         {"worker_id": worker.worker_id},
         state=model.EXCHANGED,
         served=worker.served + len(ready),
+        wanted=running + len(ready),
         idle_at=None,
         deadline_at=None,
     )
-    rows.count(tx, worker.project, worker.function, idle=-1)
+    if worker.idle_at is not None:
+        rows.count(tx, worker.project, worker.function, idle=-1)
     tx.after_commit(HandOver(worker.worker_id, tuple(tasks)))
     tx.changed(f"worker:{worker.worker_id}")
 
