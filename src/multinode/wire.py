@@ -654,7 +654,7 @@ class NextRequest(Record):
     """Body of ``POST /v1/worker/next``, held open up to ``wait_s``: ends what the worker has done and asks for more.
 
     Asking again with the same ``number`` gets the same tasks, and ends may be sent twice: a lost answer can be asked for.
-    With a ``wait_s`` of 0 it may be sent while a task runs: then it tells ends, and gets none.
+    With a ``wait_s`` of 0 it may be sent while tasks run: then it tells ends, and gets more where there are more.
     A worker that was made for an execution asks first for number 2, one that was started ahead for number 1.
     """
 
