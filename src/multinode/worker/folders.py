@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -37,9 +38,18 @@ class WorkerFile:
         }
         draft = f"{path}.{pid}"
         self._fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        os.write(self._fd, json.dumps(content).encode() + b"\n")
-        os.rename(draft, path)  # noqa: PTH104 - pathlib is not imported here
+        line = json.dumps(content).encode() + b"\n"
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            if os.write(self._fd, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), draft)
+            os.rename(draft, path)  # noqa: PTH104 - pathlib is not imported here
+        except (
+            OSError
+        ):  # the disk is full: nobody else would remove it before the server's next start
+            os.unlink(draft)  # noqa: PTH108
+            os.close(self._fd)
+            raise
 
     def remove(self) -> None:
         """Removes the file; its lock ends with this process."""
