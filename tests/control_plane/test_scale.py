@@ -183,8 +183,8 @@ def test_a_page_costs_the_same_however_much_is_stored_and_at_any_depth(
     assert not whole_tables(plans)
 
 
-def test_pages_hold_each_once_and_in_order(stores: tuple[Filled, Filled]) -> None:
-    few, _ = stores
+def test_pages_hold_each_once_and_in_order(tmp_path: Path, database: str) -> None:
+    few = filled(tmp_path / database, 600)
     for wanted in LISTS:
         found: list[str] = []
         page = few.page(**wanted)
@@ -193,6 +193,7 @@ def test_pages_hold_each_once_and_in_order(stores: tuple[Filled, Filled]) -> Non
             page = few.page(page.next_offset, **wanted)
         found += [item.invocation_id for item in page.invocations]
         assert found == expected(few, {**ALL, **wanted}), wanted
+    few.bench.close()
 
 
 def expected(few: Filled, asked: dict[str, Any]) -> list[str]:
