@@ -26,6 +26,7 @@ NAMES = (
     "containers",
     "tasks",
     "hosted",
+    "scale",
 )
 """In this order: the control plane's memory is read before others have used it."""
 
