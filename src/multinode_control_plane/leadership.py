@@ -26,7 +26,7 @@ PATIENCE_S = 6.0
 """How long the beat may stand still."""
 LOOK_S = 0.5
 BLIND_S = 2.0
-"""A look that took longer than this says nothing of the time before."""
+"""A look that took longer than this says nothing of the time that it took: the leader may have had to wait as well."""
 
 
 class Watch:
@@ -45,6 +45,10 @@ class Watch:
                 self.alive_epoch = seen.epoch
             self._seen, self._since = seen, now
         return seen.holder is None or now - self._since >= PATIENCE_S
+
+    def leave_out(self, seconds: float) -> None:
+        """For so long nothing could be seen, and nothing shown."""
+        self._since += seconds
 
     def forget(self) -> None:
         """The database could not be looked at: the leader may have lived meanwhile."""
@@ -76,9 +80,10 @@ class Leadership:
         while not stopped.is_set():
             began = time.monotonic()
             try:
-                seen = await self._store.read(leaders.read)
-                if time.monotonic() - began > BLIND_S:
-                    watch.forget()
+                seen = await self._store.look(leaders.read)
+                took_s = time.monotonic() - began
+                if took_s > BLIND_S:
+                    watch.leave_out(took_s)
                 if watch.is_free(seen, time.monotonic()) and await self._take(seen):
                     return True
                 if not told:

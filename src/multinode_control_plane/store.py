@@ -177,6 +177,7 @@ class Store:
         """Of this process, among those that use the database."""
         self._jobs: queue.SimpleQueue[_Write[Any] | None] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        self._looker = ThreadPoolExecutor(1, thread_name_prefix="looker")
         self._local = threading.local()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -219,6 +220,7 @@ class Store:
         if self._thread:
             self._thread.join()
         self._readers.shutdown()
+        self._looker.shutdown()
         self._watchdog.close()
         self.database.engine.dispose()
 
@@ -291,6 +293,11 @@ class Store:
         """``job``'s result from a snapshot that holds everything that was answered before. Raises StoreUnreachable."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, self._read, job, time.monotonic())
+
+    async def look(self, job: Callable[[sa.Connection], T]) -> T:
+        """As `read`, but never behind what clients ask for: for what must be seen in time, however many ask."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._looker, self._read, job, time.monotonic())
 
     def _read(self, job: Callable[[sa.Connection], T], asked_at: float | None = None) -> T:
         since = time.monotonic() if asked_at is None else asked_at

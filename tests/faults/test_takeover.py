@@ -281,6 +281,9 @@ def test_a_beat_that_stands_still_is_a_dead_leader():
     assert not watch.is_free(seen, 100.0 + PATIENCE_S - 0.1)
     assert watch.is_free(seen, 100.0 + PATIENCE_S)
     assert not watch.is_free(Leader("x", 1, 6), 200.0)
+    watch.leave_out(90.0)
+    assert not watch.is_free(Leader("x", 1, 6), 200.0 + 90.0 + PATIENCE_S - 0.1)
+    assert watch.is_free(Leader("x", 1, 6), 200.0 + 90.0 + PATIENCE_S)
     watch.forget()
     assert not watch.is_free(Leader("x", 1, 6), 300.0), (
         "the time before it was blind does not count"
