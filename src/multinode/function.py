@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .client import Client, Steps
     from .function_settings import Duration
-    from .invocation import Invocation, InvocationIdsList, InvocationStatus, Target
+    from .invocation import Invocation, InvocationIdsList, InvocationStatus, StartOptions, Target
     from .signatures import Signature
     from .wire import FunctionDescription
 
@@ -254,13 +254,19 @@ class Function(Generic[P, R, C]):
 
     def _start(self, client: Client, args: Any, kwargs: Any) -> Steps[str]:
         from . import invocation  # lazy: start-up time
+
+        text, options = yield from self._asked(client, args, kwargs)
+        ids = yield from invocation.start(client, self._target(), [text], options)
+        return ids[0]
+
+    def _asked(self, client: Client, args: Any, kwargs: Any) -> Steps[Tuple[str, StartOptions]]:
+        """The arguments as text, when they fit, and how it is to be started."""
+        from . import invocation  # lazy: start-up time
         from .codec import encode_input
 
         yield from self._check_arguments(client, args, kwargs)
         options = invocation.StartOptions(self._idempotency_key, self._delay_s)
-        inputs = [encode_input(args, kwargs)]
-        ids = yield from invocation.start(client, self._target(), inputs, options)
-        return ids[0]
+        return encode_input(args, kwargs), options
 
     def _await_result(
         self, client: Client, invocation_id: str, timeout: Optional[Duration]
@@ -274,8 +280,8 @@ class Function(Generic[P, R, C]):
     def _call_remote(self, client: Client, args: Any, kwargs: Any) -> Steps[R]:
         from . import invocation  # lazy: start-up time
 
-        invocation_id = yield from self._start(client, args, kwargs)
-        result: R = yield from invocation.result(client, self._target(), invocation_id, is_own=True)
+        text, options = yield from self._asked(client, args, kwargs)
+        result: R = yield from invocation.call(client, self._target(), text, options)
         return result
 
     def _map(

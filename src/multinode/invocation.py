@@ -131,6 +131,14 @@ def start(
     client: Client, target: Target, inputs: List[str], options: StartOptions
 ) -> Steps[List[str]]:
     """Starts an invocation for each input, all or none; returns their ids. Safe to be sent twice."""
+    path, request = _start_request(target, inputs, options)
+    answer = yield from client.exchange(wire.StartAnswer, "POST", path, request)
+    return answer.invocation_ids
+
+
+def _start_request(
+    target: Target, inputs: List[str], options: StartOptions, wait_s: float = 0.0
+) -> Tuple[str, wire.StartRequest]:
     path = path_of("projects", target.project, "functions", target.function, "invocations")
     request = wire.StartRequest(
         inputs=inputs,
@@ -139,9 +147,21 @@ def start(
         idempotency_key=options.idempotency_key,
         delay_s=options.delay_s,
         parent_id=target.parent_id,
+        wait_s=wait_s,
     )
-    answer = yield from client.exchange(wire.StartAnswer, "POST", path, request)
-    return answer.invocation_ids
+    return path, request
+
+
+def call(client: Client, target: Target, text: str, options: StartOptions) -> Steps[Any]:
+    """Starts an invocation, waits for its end and returns the result, or raises what the end was."""
+    wait_s = 0.0 if options.delay_s else WAIT_S
+    path, request = _start_request(target, [text], options, wait_s)
+    answer = yield from client.exchange(wire.StartAnswer, "POST", path, request, wait_s=wait_s)
+    if answer.ended:
+        return _result(answer.ended[0])
+    invocation_id = answer.invocation_ids[0]
+    found = yield from result(client, target, invocation_id, is_own=True)
+    return found
 
 
 def get(client: Client, target: Target, invocation_id: str) -> Steps[Invocation]:

@@ -20,11 +20,15 @@ from .wire_costs import CostEstimate as CostEstimate
 from .wire_costs import CostHistory as CostHistory
 from .wire_costs import CostLine as CostLine
 from .wire_costs import CostReport as CostReport
-from .wire_keys import AuditLine as AuditLine
-from .wire_keys import AuditLog as AuditLog
-from .wire_keys import KeyInfo as KeyInfo
-from .wire_keys import KeyRequest as KeyRequest
-from .wire_keys import RotatedKey as RotatedKey
+from .wire_installation import AuditLine as AuditLine
+from .wire_installation import AuditLog as AuditLog
+from .wire_installation import Collected as Collected
+from .wire_installation import Finding as Finding
+from .wire_installation import KeyInfo as KeyInfo
+from .wire_installation import KeyRequest as KeyRequest
+from .wire_installation import RotatedKey as RotatedKey
+from .wire_installation import ServerInfo as ServerInfo
+from .wire_installation import StopRequest as StopRequest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -328,6 +332,8 @@ class StartRequest(Record):
     idempotency_key: Optional[str] = None
     delay_s: float = 0.0
     parent_id: Optional[str] = None
+    wait_s: float = 0.0
+    """For how long the answer may be held back until one of them has ended."""
 
 
 class StartAnswer(Record):
@@ -336,6 +342,8 @@ class StartAnswer(Record):
     invocation_ids: List[str]
     created: bool = True
     """False where the idempotency key named an invocation that existed."""
+    ended: Optional[List[InvocationInfo]] = None
+    """Those that have ended by now, where the request waited for it."""
 
 
 class InvocationInfo(Record):
@@ -491,64 +499,6 @@ class LogRecord(Record):
     stream: str
     text: str
     attempt: int = 1
-
-
-# --- installation ---------------------------------------------------------------------------------------
-
-
-class ServerInfo(Record):
-    """Answer of ``GET /v1/server``: the control plane, and who is asking."""
-
-    version: str
-    runner: str
-    database: str
-    pid: int
-    started_at: str
-    key_name: str
-    role: str
-    workers: int
-    in_flight: int
-    cpu_capacity: float
-    memory_capacity_mib: int
-    enforces: List[str]
-    """Which of ``cpu`` and ``memory`` the runner enforces."""
-    clock: str = ""
-    """The control plane's time."""
-    unenforced_reason: str = ""
-    """Why ``enforces`` is not all."""
-    project: Optional[str] = None
-    """The only project that the caller's key is for; ``workers``, ``in_flight`` and ``running`` are those of it."""
-    running: Optional[int] = None
-    """Those in flight that have a worker, on its way or at work; the others are pending. None: an older control plane."""
-
-
-class Finding(Record):
-    """One line of ``doctor``. ``state``: ``ok``, ``note`` (works, but worth knowing) or ``FAIL``, with its ``cure``."""
-
-    check: str
-    state: str
-    finding: str
-    cure: str = ""
-
-
-class Collected(Record):
-    """Something that nothing needed, and was removed; ``kind`` is ``environment``, ``image``, ``layers``, ``bundle``, or ``output``: all of it in one."""
-
-    kind: str
-    name: str
-    size_bytes: int
-    reason: str = ""
-    note: str = ""
-    """What is left of it elsewhere, in a sentence."""
-
-
-class StopRequest(Record):
-    """Body of ``POST /v1/server/stop``.
-
-    ``mode``: ``drain`` waits for what runs, ``now`` cancels it, ``restart`` leaves workers running.
-    """
-
-    mode: str = "drain"
 
 
 # --- workers --------------------------------------------------------------------------------------------

@@ -27,12 +27,16 @@ async def start(call: Call) -> wire.StartAnswer:
     project, function = call.path("project"), call.path("function")
     begun = cases.Start(plain.with_inputs(call.body), asked.trace())
     catalog = call.plane.context.catalog
-    return await call.act_with_others(
+    answer = await call.act_with_others(
         ("start", project, function) if begun.may_join else object(),
         begun,
         lambda tx, starts: cases.start_all(tx, catalog, project, function, starts),
         lambda made: _started("invoke", made, project),
     )
+    if begun.request.wait_s <= 0:
+        return answer
+    ended = await _ended(call, answer.invocation_ids, begun.request.wait_s)
+    return answer.replace(ended=ended)
 
 
 def _started(action: str, made: wire.StartAnswer, project: str | None) -> Act | None:
@@ -68,17 +72,21 @@ async def wait(call: Call) -> wire.WaitAnswer:
         message = f"A request waits for 1 to {MAX_WAITED_FOR} invocations, not {len(ids)}."
         raise InvalidRequest(message)
 
-    async def look() -> tuple[bool, wire.WaitAnswer]:
+    ended = await _ended(call, ids, call.body.wait_s)
+    return wire.WaitAnswer([plain.with_result(e) for e in ended] if call.flag("plain") else ended)
+
+
+async def _ended(call: Call, ids: list[str], wait_s: float) -> list[wire.InvocationInfo]:
+    """Those that have ended, as soon as any has; none after ``wait_s``."""
+
+    async def look() -> tuple[bool, list[wire.InvocationInfo]]:
         found = await call.plane.store.read(
             lambda connection: cases.ended(connection, ids, time.time(), call.caller.within)
         )
-        return bool(found), wire.WaitAnswer(found)
+        return bool(found), found
 
-    wait_s = min(call.body.wait_s, MAX_WAIT_S)
-    answer = await until(call.plane, [f"end:{item}" for item in ids], wait_s, look)
-    if call.flag("plain"):
-        return wire.WaitAnswer([plain.with_result(item) for item in answer.ended])
-    return answer
+    keys = [f"end:{item}" for item in ids]
+    return await until(call.plane, keys, min(wait_s, MAX_WAIT_S), look)
 
 
 async def values(call: Call) -> wire.ValuesAnswer:
