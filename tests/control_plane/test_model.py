@@ -531,8 +531,8 @@ def _retries_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
 def _leaks_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     original = rows.count
 
-    def count(tx: Any, project: str, function: str, *, ready: int = 0, workers: int = 0) -> None:
-        original(tx, project, function, ready=ready, workers=max(workers, 0))
+    def count(tx: Any, project: str, function: str, *, workers: int = 0, **more: int) -> None:
+        original(tx, project, function, workers=max(workers, 0), **more)
 
     monkeypatch.setattr(rows, "count", count)
 
@@ -548,13 +548,13 @@ def _forgets_that_it_was_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _stores_values_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = executions._store_values
+    original = executions.store_values
 
     def store_values(tx: Any, context: Any, row: Any, attempt: int, reported: Any) -> Any:
         again = [wire.Value(row.num_values + i + 1, v.value) for i, v in enumerate(reported)]
         return original(tx, context, row, attempt, again)
 
-    monkeypatch.setattr(executions, "_store_values", store_values)
+    monkeypatch.setattr(executions, "store_values", store_values)
 
 
 def _spares_children(monkeypatch: pytest.MonkeyPatch) -> None:

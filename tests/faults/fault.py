@@ -30,7 +30,7 @@ USE_CASES: dict[str, tuple[Any, str]] = {
     "start": (invocations, "start_all"),
     "worker accepted": (executions, "worker_accepted"),
     "worker exchanges its code": (executions, "exchange"),
-    "values": (executions, "_store_values"),
+    "values": (executions, "store_values"),
     "worker gone": (executions, "_worker_ends"),
     "worker is to be stopped": (admission, "StopWorker"),
     "version registered": (deployments, "register"),
@@ -64,7 +64,7 @@ class Fault:
 
         for name, (module, function) in USE_CASES.items():
             _note(module, function, lambda *_, name=name, **__: held.add(name))
-        _note(rows, "move", lambda *args, **columns: held.add(event_of(*args, **columns)))
+        _note(rows, "move_all", lambda _tx, changes: held.update(map(event_of, changes)))
         _note(store.Store, "_run", lambda *_: held.clear())
         if self.when == "after":
             _note(store.Store, "_answer", lambda *_: kill())
@@ -72,8 +72,9 @@ class Fault:
             sa.event.listen(sa.Engine, "commit", lambda _: kill())
 
 
-def event_of(_tx: object, row: Any, status: str, **columns: Any) -> str:
+def event_of(change: tuple[Any, str, Mapping[str, Any]]) -> str:
     """``RUNNING > FAILED``; of one that stays PENDING, also what it waits for from now on."""
+    row, status, columns = change
     event = f"{row.status} > {status}"
     if status == row.status == "PENDING":
         event += f", {columns.get('waiting', row.waiting)}"
