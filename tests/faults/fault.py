@@ -31,7 +31,7 @@ USE_CASES: dict[str, tuple[Any, str]] = {
     "worker accepted": (executions, "worker_accepted"),
     "worker exchanges its code": (executions, "exchange"),
     "values": (executions, "store_values"),
-    "worker gone": (executions, "_worker_ends"),
+    "worker gone": (executions, "worker_gone"),
     "worker is to be stopped": (admission, "StopWorker"),
     "version registered": (deployments, "register"),
     "project is to be deleted": (deployments, "delete"),
@@ -65,11 +65,30 @@ class Fault:
         for name, (module, function) in USE_CASES.items():
             _note(module, function, lambda *_, name=name, **__: held.add(name))
         _note(rows, "move_all", lambda _tx, changes: held.update(map(event_of, changes)))
+        _note(
+            rows,
+            "move_waiting",
+            lambda _tx, found, status, **columns: held.update(
+                event_of((_Waiting(row), status, columns)) for row in found
+            ),
+        )
         _note(store.Store, "_run", lambda *_: held.clear())
         if self.when == "after":
             _note(store.Store, "_answer", lambda *_: kill())
         else:
             sa.event.listen(sa.Engine, "commit", lambda _: kill())
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A row of which less was read: it is PENDING."""
+
+    row: Any
+    status: str = "PENDING"
+
+    @property
+    def waiting(self) -> str | None:
+        return self.row.waiting  # type: ignore[no-any-return]
 
 
 def event_of(change: tuple[Any, str, Mapping[str, Any]]) -> str:

@@ -101,7 +101,7 @@ def move(tx: Transaction, row: Row, status: str, **columns: Any) -> None:
 def move_all(tx: Transaction, changes: Sequence[tuple[Row, str, dict[str, Any]]]) -> None:
     """Changes invocations to a status each, with columns, by compare-and-set on each row's revision.
 
-    The only place that writes a status: it refuses what the table of transitions does not have, keeps the queues' counts of
+    The only place that writes a status, with `move_waiting`: it refuses what the table of transitions does not have, keeps the queues' counts of
     ready invocations, and wakes who waits for them.
     """
     alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
