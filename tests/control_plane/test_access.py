@@ -167,7 +167,7 @@ RULES: dict[tuple[str, str], Rule] = {
         workers=each(REFUSED, own=DONE),
     ),
     ("POST", "/v1/worker/next"): Rule(
-        "/v1/worker/next", None, body={"number": 2, "wait_s": 0},
+        "/v1/worker/next", None, body={"number": 2, "wait_s": 0.01},
         workers=each(REFUSED, ended=DONE),
     ),
     ("POST", "/v1/worker/watch"): Rule(
