@@ -425,15 +425,20 @@ class TestWhatIsTold:
         bench.ask(who, 2)
         bench.skew_s = 130
         bench.ask(who, 3, done="succeeded")
+        third = bench.start()
+        task = bench.ask(who, 3).tasks[0]
+        bench.skew_s = 150
+        end = wire.ExecutionEnd("succeeded", result="1")
+        bench.do(executions.report, bench.context, who, wire.Report(task.execution_id, None, end))
         bench.skew_s = 200
         bench.gone(who)
         paid = [
             sum(each.billed_s for each in bench.look(costs.of_invocation, each_id).values())
-            for each_id in (first, second, "")
+            for each_id in (first, second, third, "")
         ]
-        assert paid == pytest.approx([10, 30, 160])
+        assert paid == pytest.approx([10, 30, 20, 140])
         report = bench.look(costs.report, bench.context.meter, "function", 0, 2e9, None)
-        assert (report.total.executions, report.total.vcpu_s) == (2, pytest.approx(20))
+        assert (report.total.executions, report.total.vcpu_s) == (3, pytest.approx(20))
 
     def test_its_timeline_begins_with_the_worker_that_was_there(self, bench: Bench) -> None:
         who = idle_worker(bench)

@@ -5,7 +5,7 @@ A row has what was paid by the tables of that time: other sizes or prices later 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,17 +29,31 @@ BY = ("function", "project", "version", "day")
 
 
 def note(
-    tx: Transaction, meter: Meter, worker: Row, settings: wire.FunctionSettings, end: WorkerEnd
+    tx: Transaction,
+    meter: Meter,
+    worker: Row,
+    settings: wire.FunctionSettings,
+    end: WorkerEnd,
+    left: Sequence[Row],
 ) -> None:
-    """Notes what a worker that is gone has cost; nothing where it was never made, or never got as far as to be paid for."""
+    """Notes what a worker that is gone has cost; nothing where it was never made, or never got as far as to be paid for.
+
+    ``left`` are its executions that it did not go on from: their time is theirs, if it has served others too.
+    """
     lasted_s = _lasted_s(tx, worker) if end.billed_s is None else end.billed_s
     if lasted_s is None or end.billed_s == 0:
         return
-    if worker.billed_s or not worker.execution_id:  # the time between its executions
-        own, left_s = (worker.worker_id, ""), max(0.0, lasted_s - worker.billed_s)
-    else:
-        own, left_s = (worker.execution_id, worker.invocation_id), lasted_s
-    _insert(tx, meter, worker, settings, [(own, left_s)])
+    if worker.execution_id and worker.served == 1 and not worker.billed_s:
+        own = (worker.execution_id, worker.invocation_id)
+        _insert(tx, meter, worker, settings, [(own, lasted_s)])
+        return
+    paid = [
+        ((each.execution_id, each.invocation_id), (each.ended_at or tx.now) - each.started_at)
+        for each in left
+        if each.started_at is not None
+    ]
+    between_s = lasted_s - worker.billed_s - sum(span_s for _, span_s in paid)
+    _insert(tx, meter, worker, settings, [*paid, ((worker.worker_id, ""), max(0.0, between_s))])
 
 
 def _lasted_s(tx: Transaction, worker: Row) -> float | None:

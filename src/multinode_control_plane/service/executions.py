@@ -518,11 +518,12 @@ def worker_gone(
     rows.count(tx, worker.project, worker.function, workers=-1, idle=-idle)
     tx.after_commit(ForgetWorker(end.worker_id))
     tx.changed(f"worker:{end.worker_id}", f"project:{worker.project}", "workers")
-    costs.note(tx, context.meter, worker, context.settings_of(tx.connection, worker), end)
+    left = _still_there(tx.connection, worker)
+    settings = context.settings_of(tx.connection, worker)
+    costs.note(tx, context.meter, worker, settings, end, left)
     context.ahead.look_again()
     if not worker.served and worker.state != model.LEAVING:
         context.ahead.failed(pool_of(worker), tx.now)
-    left = _still_there(tx.connection, worker)
     for execution in left:
         row = rows.invocation(tx.connection, execution.invocation_id)
         if execution.state == model.STARTING:
