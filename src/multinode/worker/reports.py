@@ -175,14 +175,16 @@ class Reports:
             self._request = request
             self._changed.notify()
 
-    def leave(self, request: wire.NextRequest) -> None:
-        """Asks once more what ``ask`` is waiting for, gives back what it gets, and tells the ends again: the last words.
+    def leave(self, request: wire.NextRequest, ends: List[wire.Report]) -> None:
+        """Asks once more what ``ask`` is waiting for, gives back what it gets, and tells its ends again, and these: the last words.
 
         In a thread of its own: the other one waits, and nobody can know how far it has come. Answered by ``Sent(is_end=True)``.
         """
         with self._changed:
             self._part()
-        thread = threading.Thread(target=self._leave, args=(request,), name="leave", daemon=True)
+        thread = threading.Thread(
+            target=self._leave, args=(request, ends), name="leave", daemon=True
+        )
         thread.start()
 
     def take_tasks(self) -> List[wire.Task]:
@@ -304,8 +306,9 @@ class Reports:
                 self._part()
         self._mailbox.post(Answered(answer.leave))
 
-    def _leave(self, request: wire.NextRequest) -> None:
+    def _leave(self, request: wire.NextRequest, ends: List[wire.Report]) -> None:
         try:
+            self._send(ends)
             answer = self._post_next(request)
             self._send(give_back(answer.tasks or []))
             self._mailbox.post(Sent(is_end=True))

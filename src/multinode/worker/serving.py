@@ -9,11 +9,14 @@ from .endings import UNSTARTED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Deque, Iterable, List
+    from typing import Deque, Iterable, List, Tuple
 
 AHEAD_S = 0.05
 """How much work a worker may hold."""
 MOST = 64
+MOST_CHARACTERS = 4 * 1024 * 1024
+"""How much of results one request takes: as JSON, where one may take six bytes, with values that wait it stays below the 32 MiB that
+the control plane reads."""
 SHORT_MEMORY = 8
 """How many of its last executions say how long the next ones will take."""
 
@@ -73,13 +76,17 @@ class Serving:
         return ends
 
     def request(self, *, is_idle: bool, import_ms: float = 0.0) -> wire.NextRequest:
-        """Asks for more and tells the ends that are kept. A worker that has nothing to do may wait for the answer."""
+        """Asks for more and tells the ends that are kept, as many as one request takes.
+
+        A worker that has nothing to do, and has told all, may wait for the answer.
+        """
+        ends, self._ends = _split(self._ends)
         return wire.NextRequest(
             number=self._handed + 1,
             most=self._most(),
-            reports=self.take_ends() or None,
+            reports=ends or None,
             import_ms=import_ms,
-            wait_s=limits.WAIT_S if is_idle else 0.0,
+            wait_s=limits.WAIT_S if is_idle and not self._ends else 0.0,
         )
 
     def _most(self) -> int:
@@ -87,6 +94,16 @@ class Serving:
         mean_s = sum(self._ran_s) / len(self._ran_s) if self._ran_s else AHEAD_S
         most = min(MOST, int(AHEAD_S / max(mean_s, 1e-6))) - len(self._held)
         return max(1, most if self._max == 0 else min(most, self._max - self._handed))
+
+
+def _split(ends: List[wire.Report]) -> Tuple[List[wire.Report], List[wire.Report]]:
+    """Those that go first, at least one, and the others."""
+    size = 0
+    for position, report in enumerate(ends):
+        size += len(report.end.result or "") if report.end is not None else 0
+        if position and size > MOST_CHARACTERS:
+            return ends[:position], ends[position:]
+    return ends, []
 
 
 def give_back(tasks: Iterable[wire.Task]) -> List[wire.Report]:

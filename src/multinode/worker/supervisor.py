@@ -370,9 +370,9 @@ class Supervisor:
         """Ends a worker that asks for a task. What it was asking with is in doubt, and is asked and told once more."""
         self._phase = "ended"
         assert self._request is not None, "it asks"
-        ends = [*(self._request.reports or []), *self._served().take_ends()]
-        self._reports.leave(self._request.replace(reports=ends or None, wait_s=0.0))
-        patience_s = PREEMPTION_GRACE_S if ends else LAST_QUESTION_S
+        ends = self._served().take_ends()
+        self._reports.leave(self._request.replace(wait_s=0.0), ends)
+        patience_s = PREEMPTION_GRACE_S if ends or self._request.reports else LAST_QUESTION_S
         self._timers["patience"] = monotonic() + patience_s
         self._let_go()
 

@@ -5,6 +5,9 @@ import signal
 
 import pytest
 
+from multinode import limits, wire
+from multinode.worker.serving import Serving
+
 PID = """
 calls = 0
 
@@ -465,3 +468,22 @@ def test_worker_outlives_a_control_plane_that_is_away_at_an_end(bench):
     second = run.hand()
     second.mark()
     assert second.result() == pid
+
+
+def test_ends_that_are_too_large_for_one_request_go_in_several():
+    assignment = wire.Assignment("t", "invocation", "p", "v", "b", {}, max_invocations=0)
+    serving = Serving(assignment)
+    serving.take([wire.Task(number, f"exe-{number}", "inv") for number in range(1, 41)])
+    result = "\u00e9" * limits.MAX_CHARACTERS
+    for number in range(1, 41):
+        serving.next_held()
+        end = wire.ExecutionEnd("succeeded", result=result)
+        serving.keep_end(wire.Report(f"exe-{number}", end=end), 0.001)
+    told, waits = [], []
+    while not waits or waits[-1] == 0:
+        request = serving.request(is_idle=True)
+        assert len(wire.dumps(request)) < 32 * 1024 * 1024
+        told += [report.execution_id for report in request.reports or []]
+        waits.append(request.wait_s)
+    assert told == [f"exe-{number}" for number in range(1, 41)]
+    assert len(waits) > 2
