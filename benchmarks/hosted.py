@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
-from tests.postgres import PostgresServer
+from tests.postgres import running
 
 from benchmarks.harness import (
     MULTINODE,
@@ -42,13 +42,11 @@ TICKS = os.sysconf("SC_CLK_TCK")
 @contextmanager
 def opened(folder: Path) -> Iterator[Installation]:
     """A control plane on a PostgreSQL server of its own, which waits for the disk at each commit."""
-    server = PostgresServer(options=())
-    try:
-        server.start()
-        with installation(folder, database=server.new_database(empty=True)) as at:
-            yield at
-    finally:
-        server.close()
+    with (
+        running(options=()) as server,
+        installation(folder, database=server.new_database(empty=True)) as at,
+    ):
+        yield at
 
 
 def figures(at: Installation, quick: bool) -> list[Figure]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
-from tests.postgres import PostgresServer
+from tests.postgres import running
 
 from benchmarks.control_plane import _ask as ask
 from benchmarks.control_plane import _cpu_s, _limit_files, _memory_mib, _read_all, _status
@@ -50,19 +50,14 @@ class Pair:
 @contextmanager
 def opened(folder: Path) -> Iterator[Pair]:
     """Four control planes: two on SQLite, two on a PostgreSQL that waits for the disk."""
-    server = PostgresServer(options=())
-    try:
-        server.start()
-        urls = [server.new_database(empty=True) for _ in range(2)]
-        with (
-            _at(folder / "small") as small,
-            _at(folder / "full") as full,
-            _at(folder / "small-pg", urls[0]) as small_pg,
-            _at(folder / "full-pg", urls[1]) as full_pg,
-        ):
-            yield Pair(small, full, (small_pg, full_pg))
-    finally:
-        server.close()
+    with (
+        running(options=()) as server,
+        _at(folder / "small") as small,
+        _at(folder / "full") as full,
+        _at(folder / "small-pg", server.new_database(empty=True)) as small_pg,
+        _at(folder / "full-pg", server.new_database(empty=True)) as full_pg,
+    ):
+        yield Pair(small, full, (small_pg, full_pg))
 
 
 @contextmanager

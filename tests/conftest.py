@@ -74,27 +74,19 @@ def sqlite_store(pytestconfig) -> None:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """A PostgreSQL server that tests share, each with a database of its own; nobody stops it."""
-    from tests.postgres import PostgresServer  # not on Python 3.8, where only the SDK's tests run
+    from tests.postgres import running  # not on Python 3.8, where only the SDK's tests run
 
-    made = PostgresServer()
-    try:
-        made.start()
+    with running() as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server of a test's own, to be stopped and killed."""
-    from tests.postgres import PostgresServer  # not on Python 3.8, where only the SDK's tests run
+    from tests.postgres import running  # not on Python 3.8, where only the SDK's tests run
 
-    made = PostgresServer()
-    try:
-        made.start()
+    with running() as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -161,6 +161,17 @@ class PostgresServer:
     def _own(self, folder: Path) -> None:
         if self._user is not None:
             os.chown(folder, self._user.pw_uid, self._user.pw_gid)
+
+
+@contextmanager
+def running(options: Sequence[str] = FAST) -> Iterator[PostgresServer]:
+    """A server that runs, and nothing of it afterwards."""
+    made = PostgresServer(options)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
 
 
 def _other_user() -> pwd.struct_passwd:

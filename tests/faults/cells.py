@@ -14,7 +14,7 @@ from tests.faults.installation import Installation
 from tests.faults.small_disk import small_disk
 from tests.faults.stage import LEASES, ShortWatches, Stage
 from tests.faults.way import Way
-from tests.postgres import PostgresServer, Relay
+from tests.postgres import Relay, running
 
 DISK_SIZE = "512m"
 
@@ -25,7 +25,7 @@ def stage_of(
 ) -> Iterator[Stage]:
     """One whose functions are deployed and whose server runs; the SDK talks to it. Nothing is left of it."""
     with ExitStack() as stack:
-        postgres = stack.enter_context(_own_postgres()) if database == "postgresql" else None
+        postgres = stack.enter_context(running()) if database == "postgresql" else None
         disk = None
         if database == "sqlite":
             (folder / "disk").mkdir()
@@ -46,16 +46,6 @@ def stage_of(
         made.start()
         made.until_led()
         yield stage
-
-
-@contextmanager
-def _own_postgres() -> Iterator[PostgresServer]:
-    made = PostgresServer()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
 
 
 @contextmanager
