@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from multinode.limits import MAX_RETRY_DELAY_S
 from multinode.wire import (
@@ -104,8 +104,12 @@ class Room:
         return Room(self.cpu - taken.cpu, self.memory_mib - taken.memory_mib)
 
 
-Pool = tuple[str, str, str]
-"""Project, function and version: whose invocations a worker may serve."""
+class Pool(NamedTuple):
+    """Whose invocations a worker may serve."""
+
+    project: str
+    function: str
+    version_id: str
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Waiting:
 
     seq: int
     room: Room
-    pool: Pool = ("", "", "")
+    pool: Pool
 
 
 @dataclass(frozen=True)
@@ -140,11 +144,6 @@ class Placed:
     made: list[Waiting] = field(default_factory=list)
     leaving: list[str] = field(default_factory=list)
     blocked: Waiting | None = None
-
-    @property
-    def did_something(self) -> bool:
-        """Whether there is anything to do."""
-        return bool(self.handed or self.made or self.leaving)
 
 
 def place(

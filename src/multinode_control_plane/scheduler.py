@@ -26,7 +26,7 @@ from multinode.errors import (
 from multinode.worker.launch import INTERPRETER_PREFIXES
 from multinode_control_plane import model
 from multinode_control_plane.runners import Runner, WorkerEnd, WorkerLaunch, WorkerNotMadeError
-from multinode_control_plane.service import admission, deployments, executions
+from multinode_control_plane.service import admission, adoption, deployments, executions
 from multinode_control_plane.service.actions import (
     ForgetWorker,
     HandOver,
@@ -107,21 +107,23 @@ class Scheduler:
         self.runner.on_note = self._worker_noted
         await self.runner.open(self._worker_ended, worker_url)
         await self.runner.learn(await self.store.read(deployments.environments_kept))
-        known = await self.store.read(executions.alive)
+        known = await self.store.read(adoption.alive)
         ends = await self.runner.adopt([who.worker_id for who in known])
         # Not earlier: where it takes over from another process, requests change things meanwhile. What that leaves to do is found below.
         self.store.tick = self.tick
         self.store.perform = self.perform
         living = {who.worker_id for who in known} - ends.keys()
-        at_work = await self.store.read(executions.at_work)
+        at_work = await self.store.read(adoption.at_work)
         for worker_id in living:
             self.lease(worker_id, is_at_work=worker_id in at_work)
+        for worker_id, execution_id in await self.store.read(adoption.handed):
+            self.runner.handed(worker_id, execution_id)  # a crash may have come before it was told
         for end in ends.values():
             told = replace(end, detail=end.detail or "it ended while the control plane was away")
             await self.store.write(partial(executions.worker_gone, context=self.context, end=told))
         if known:
             log.info("adopted %d of %d workers", len(living), len(known))
-        for worker_id in living & await self.store.read(executions.to_be_stopped):
+        for worker_id in living & await self.store.read(adoption.to_be_stopped):
             self._spawn(self._stop(worker_id, 0.0))
         await self.store.write(lambda tx: tx.wake())
 
@@ -138,7 +140,7 @@ class Scheduler:
 
     async def catch_up(self) -> None:
         """Finds in the store what the commits of other processes have left to do, where some were not heard."""
-        for worker_id in await self.store.read(executions.to_be_stopped):
+        for worker_id in await self.store.read(adoption.to_be_stopped):
             self._spawn(self._stop(worker_id, 0.0))
         if self._timer is not None:
             self._timer.cancel()

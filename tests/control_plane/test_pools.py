@@ -9,7 +9,7 @@ from tests.control_plane.bench import Bench
 
 from multinode import wire
 from multinode.errors import ClaimRefused, InvocationNotFound, ProjectNotFound
-from multinode_control_plane import model
+from multinode_control_plane import decide, model
 from multinode_control_plane.runners import WorkerEnd
 from multinode_control_plane.service import (
     costs,
@@ -389,7 +389,7 @@ class TestStartedAhead:
         bench.ask(first, 1)
         newer = bench.deploy(f={"min_workers": 1}, code=B)
         assert state(bench, first).state == model.LEAVING
-        assert bench.look(pools.count_of_version, "shop", "f", newer) == 1
+        assert bench.look(pools.count, decide.Pool("shop", "f", newer)) == 1
         bench.deploy(g={}, code="c" * 64)
         assert (
             bench.look(statements.one, model.queues, project="shop", function="f").min_workers == 0

@@ -20,7 +20,7 @@ from multinode import wire
 from multinode.errors import IncompatibleVersion, InvalidRequest, ServerStopping, StoreUnreachable
 from multinode_control_plane import databases, migrations, model, store, watchdog
 from multinode_control_plane.databases import open_database
-from multinode_control_plane.service import executions
+from multinode_control_plane.service import adoption, executions
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_a_restart_of_the_server_in_the_middle_of_work_loses_nothing(own_postgre
 
 
 def alive(bench: Bench) -> set[str]:
-    return {who.worker_id for who in bench.look(executions.alive)}
+    return {who.worker_id for who in bench.look(adoption.alive)}
 
 
 def test_who_waits_too_long_is_told_and_later_it_goes_on(relay, shared_url, tmp_path, monkeypatch):

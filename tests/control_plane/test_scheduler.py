@@ -15,7 +15,7 @@ from multinode.errors import ImportFailed, StorageFull
 from multinode_control_plane import scheduler
 from multinode_control_plane.runners import WorkerEnd
 from multinode_control_plane.scheduler import STALLED_S
-from multinode_control_plane.service import invocations
+from multinode_control_plane.service import invocations, pools
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -50,6 +50,31 @@ def test_a_runner_is_told_of_all_environments_before_it_adopts(tmp_path: Path) -
 
     on_plane(tmp_path, first)
     on_plane(tmp_path, second)
+
+
+def test_a_runner_is_told_anew_what_workers_were_handed(tmp_path: Path) -> None:
+    """A crash may have come between the commit and that it was told of it."""
+
+    async def test(plane: Plane) -> None:
+        await plane.deploy(max_invocations_per_worker=0, max_concurrency=1)
+        first, second = await plane.start(), await plane.start()
+        assignment, who = await plane.claim(first)
+        end = wire.ExecutionEnd("succeeded", result="1")
+        reports = [wire.Report(assignment.execution_id, None, end)]
+        request = wire.NextRequest(2, 1, reports)
+        await plane.store.write(
+            lambda tx: pools.ask(tx, plane.context, who, request, draining=False)
+        )
+        assert (await plane.info(second)).status == wire.RUNNING
+        told = list(plane.runner.handings)
+        assert [worker_id for worker_id, _ in told] == [who.worker_id]
+        plane.runner.handings.clear()
+        await plane.scheduler.close()
+        plane.scheduler = scheduler.Scheduler(plane.store, plane.runner, plane.context)
+        await plane.scheduler.open("http://127.0.0.1:1")
+        assert plane.runner.handings == told
+
+    on_plane(tmp_path, test)
 
 
 @pytest.mark.parametrize(

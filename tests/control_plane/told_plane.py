@@ -61,6 +61,8 @@ class ToldRunner:
         self.past_ends: dict[str, WorkerEnd] = {}
         """How workers ended that no other runner has told of."""
         self.stops: list[str] = []
+        self.handings: list[tuple[str, str]] = []
+        """Workers, and executions that they were handed."""
         self.start_error: Exception | None = None
         self.may_start = asyncio.Event()
         self.may_start.set()
@@ -87,7 +89,7 @@ class ToldRunner:
         self.living.add(launch.worker_id)
 
     def handed(self, worker_id: str, execution_id: str) -> None:
-        return
+        self.handings.append((worker_id, execution_id))
 
     def claimed(self, worker_id: str) -> None:
         """It has no limits."""

@@ -42,7 +42,7 @@ def _know_gone_workers() -> None:
 
     def identity(connection: sa.Connection, token: str) -> WorkerIdentity | None:
         worker = statements.first(connection, model.workers, token_hash=hash_secret(token))
-        return worker and executions._identity_of(worker)
+        return worker and executions.identity_of(worker)
 
     executions.identity = identity
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -130,9 +129,8 @@ def _admit(
         overtaking=overtaking,
     )
     placed = placing(left=decide.Room(0.0, 0)) if idle else None
-    if (
-        placed is None or placed.blocked is not None
-    ):  # the idle will not do: how much room is there?
+    if placed is None or placed.blocked is not None:
+        # The idle will not do: how much room is there?
         placed = placing(left=_room_left(tx, context))
     handed: dict[str, list[Row]] = {}
     for candidate, worker_id in placed.handed:
@@ -143,7 +141,7 @@ def _admit(
         pools.dismiss(tx, idle[worker_id])
     for candidate in placed.made:
         row = rows_by_seq[candidate.seq]
-        _request_worker(tx, context, row, row)
+        _request_worker(tx, context, candidate.pool, row)
     if not overtaking:
         context.ahead.blocked_seq = None if placed.blocked is None else placed.blocked.seq
     if placed.blocked is not None:
@@ -168,30 +166,21 @@ def _start_ahead(tx: Transaction, context: Context) -> None:
     """Makes workers for functions that have fewer of their latest version than are to be kept started, as far as there is room."""
     context.ahead.is_due = False
     for queue in tx.connection.execute(_TO_BE_KEPT).all():
-        pool = (queue.project, queue.function, queue.latest_version_id)
+        pool = decide.Pool(queue.project, queue.function, queue.latest_version_id)
         _, again_at = context.ahead.failures.get(pool, (0, 0.0))
-        missing = queue.min_workers - pools.count_of_version(tx.connection, *pool)
+        missing = queue.min_workers - pools.count(tx.connection, pool)
         missing = min(missing, queue.max_concurrency - queue.workers)
         if missing > 0 and again_at > tx.now:
             context.ahead.is_due = True
             tx.after_commit(SetTimer(again_at))
             continue
         for _ in range(missing):
-            settings = context.catalog.version(tx.connection, pool[2]).function(pool[1]).settings
+            settings = context.settings_of(tx.connection, pool)
             needed = decide.Room(settings.cpu, settings.memory_mib).within(_whole_room(context))
             if not needed.fits(_room_left(tx, context)):
                 context.ahead.is_due = True  # whoever leaves wakes the scheduler
                 return
-            _request_worker(tx, context, Pool(*pool), None)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Whose worker is to be started ahead; has the names of an invocation's columns."""
-
-    project: str
-    function: str
-    version_id: str
+            _request_worker(tx, context, pool, None)
 
 
 def next_timer(connection: sa.Connection) -> float | None:
@@ -262,9 +251,9 @@ def _room_left(tx: Transaction, context: Context) -> decide.Room:
     return _whole_room(context).less(decide.Room(float(cpu or 0), int(memory_mib or 0)))
 
 
-def _request_worker(tx: Transaction, context: Context, pool: Row | Pool, row: Row | None) -> None:
+def _request_worker(tx: Transaction, context: Context, pool: decide.Pool, row: Row | None) -> None:
     """Notes the intent to make a worker, for the invocation or ahead of any, and has it made after the commit."""
-    version = context.catalog.version(tx.connection, pool.version_id)
+    version = context.version_of(tx.connection, pool)
     settings = version.function(pool.function).settings
     taken = decide.Room(settings.cpu, settings.memory_mib).within(_whole_room(context))
     worker_id, claim_code = model.new_id("wrk"), secrets.token_urlsafe(32)

@@ -48,12 +48,21 @@ def note(
         _insert(tx, meter, worker, settings, [(own, lasted_s)])
         return
     paid = [
-        ((each.execution_id, each.invocation_id), (each.ended_at or tx.now) - each.started_at)
+        (
+            (each.execution_id, each.invocation_id),
+            span_s(each.started_at, each.ended_at or tx.now, each.run_ms),
+        )
         for each in left
         if each.started_at is not None
     ]
     between_s = lasted_s - worker.billed_s - sum(span_s for _, span_s in paid)
     _insert(tx, meter, worker, settings, [*paid, ((worker.worker_id, ""), max(0.0, between_s))])
+
+
+def span_s(started_at: float, ended_at: float, run_ms: float | None) -> float:
+    """For how long an execution had its worker: one that was held while others ran began later than it was handed over."""
+    passed_s = max(0.0, ended_at - started_at)
+    return passed_s if run_ms is None else min(passed_s, max(0.0, run_ms / 1000))
 
 
 def _lasted_s(tx: Transaction, worker: Row) -> float | None:

@@ -72,7 +72,7 @@ class Ahead:
 
 def pool_of(row: Row) -> decide.Pool:
     """That of an invocation or of a worker."""
-    return row.project, row.function, row.version_id
+    return decide.Pool(row.project, row.function, row.version_id)
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,13 @@ class Context:
     meter: Meter = field(default_factory=Meter)
     ahead: Ahead = field(default_factory=Ahead)
 
-    def version_of(self, connection: sa.Connection, row: Row) -> Version:
-        """The version that an invocation, or a worker, is of."""
+    def version_of(self, connection: sa.Connection, row: Row | decide.Pool) -> Version:
+        """The version that an invocation, a worker or a pool is of."""
         return self.catalog.version(connection, row.version_id)
 
-    def settings_of(self, connection: sa.Connection, row: Row) -> wire.FunctionSettings:
+    def settings_of(
+        self, connection: sa.Connection, row: Row | decide.Pool
+    ) -> wire.FunctionSettings:
         """Those of its function, in its version."""
         return self.version_of(connection, row).function(row.function).settings
 
@@ -187,7 +189,7 @@ def exchange(
             input=row.input,
             first_value_number=row.num_values + 1,
         )
-    return assignment, _identity_of(worker)
+    return assignment, identity_of(worker)
 
 
 def trace_variables(row: Row, execution_id: str, *, traces: bool) -> dict[str, str]:
@@ -209,10 +211,10 @@ def identity(connection: sa.Connection, token: str) -> WorkerIdentity | None:
     worker = statements.first(connection, workers, token_hash=hash_secret(token))
     if worker is None or worker.gone_at is not None:
         return None
-    return _identity_of(worker)
+    return identity_of(worker)
 
 
-def _identity_of(worker: Row) -> WorkerIdentity:
+def identity_of(worker: Row) -> WorkerIdentity:
     return WorkerIdentity(worker.worker_id, worker.project, worker.version_id, worker.invocation_id)
 
 
@@ -315,7 +317,6 @@ def give_back(tx: Transaction, row: Row, execution: Row) -> None:
     _end_execution(tx, execution, wire.ExecutionEnd(UNSTARTED), left_at=tx.now)
     if row.status == wire.CANCELLING:
         rows.move(tx, row, wire.CANCELLED, terminated=True)
-        purge_if_empty(tx, row.project)
         return
     started_at = None if execution.attempt == 1 else row.started_at
     rows.move(tx, row, wire.PENDING, waiting=model.READY, started_at=started_at)
@@ -636,42 +637,3 @@ def set_note(tx: Transaction, worker_id: str, note: str) -> None:
         row = rows.invocation(tx.connection, execution.invocation_id)
         if row.status == wire.PENDING:
             rows.move(tx, row, row.status)
-
-
-def alive(connection: sa.Connection) -> list[WorkerIdentity]:
-    """All workers that are not gone, as the store knows them."""
-    found = connection.execute(sa.select(workers).where(workers.c.gone_at.is_(None)))
-    return [_identity_of(row) for row in found]
-
-
-_OWN = executions.alias()
-_RUNS = sa.exists().where(_OWN.c.worker_id == workers.c.worker_id, _OWN.c.state == model.STARTED)
-
-
-def at_work(connection: sa.Connection) -> set[str]:
-    """Workers that run something, or wait for more: those that are to be heard. The deadlines of the others are stored."""
-    query = sa.select(workers.c.worker_id).where(
-        workers.c.gone_at.is_(None), sa.or_(_RUNS, workers.c.idle_at.is_not(None))
-    )
-    return set(connection.execute(query).scalars())
-
-
-def to_be_stopped(connection: sa.Connection) -> set[str]:
-    """Workers that are not gone although they were to be stopped: a crash may have come between the commit and the act.
-
-    Their invocation ended while they were on their way, or their deadline was over: it is taken away where that is noticed.
-    """
-    were_overdue = workers.c.deadline_at.is_(None)
-    are_not_needed = sa.and_(executions.c.state == model.ENDED, executions.c.started_at.is_(None))
-    made_for = executions.c.execution_id == workers.c.execution_id
-    found = connection.execute(
-        sa.select(workers.c.worker_id)
-        .outerjoin(executions, made_for)
-        .where(
-            workers.c.gone_at.is_(None),
-            workers.c.idle_at.is_(None),
-            sa.not_(_RUNS),
-            sa.or_(were_overdue, are_not_needed),
-        )
-    )
-    return set(found.scalars())

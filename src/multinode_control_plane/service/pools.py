@@ -20,7 +20,6 @@ from multinode_control_plane.service import costs, rows, statements
 from multinode_control_plane.service import executions as cases
 from multinode_control_plane.service.actions import HandOver, SetTimer
 from multinode_control_plane.service.executions import EXIT_PATIENCE_S, Context, WorkerIdentity
-from multinode_control_plane.service.invocations import purge_if_empty
 from multinode_control_plane.service.statements import Row
 from multinode_control_plane.store import Transaction
 
@@ -30,16 +29,6 @@ MOST = 256
 # As the partial index has it, so that it is used.
 _IS_IDLE: sa.ColumnElement[bool] = sa.literal_column("workers.idle_at IS NOT NULL")
 _IDLE = sa.select(workers).where(_IS_IDLE)
-_READY_OF_VERSION = (
-    sa.select(invocations.c.seq)
-    .where(
-        sa.literal_column("invocations.waiting = 'ready'"),
-        invocations.c.project == sa.bindparam("project"),
-        invocations.c.function == sa.bindparam("function"),
-        invocations.c.version_id == sa.bindparam("version_id"),
-    )
-    .limit(1)
-)
 _OLDEST_OF_VERSION = (
     sa.select(invocations)
     .where(
@@ -51,7 +40,7 @@ _OLDEST_OF_VERSION = (
     .order_by(invocations.c.seq)
     .limit(sa.bindparam("most"))
 )
-_COUNT_OF_VERSION = sa.select(sa.func.count()).where(
+_COUNT = sa.select(sa.func.count()).where(
     workers.c.gone_at.is_(None),
     workers.c.project == sa.bindparam("project"),
     workers.c.function == sa.bindparam("function"),
@@ -76,10 +65,7 @@ def ask(
     One that still has some to run, and does not wait, gets more of its version where there is more, and is not idle.
     Raises ClaimRefused where it has nothing more to ask for.
     """
-    worker = statements.first(tx.connection, workers, worker_id=who.worker_id)
-    if worker is None or worker.gone_at is not None:
-        message = f"{who.worker_id} was given up."
-        raise ClaimRefused(message)
+    worker = _worker(tx.connection, who)
     billed_s = worker.billed_s
     if request.reports:
         billed_s += _end_all(tx, context, worker, request.reports)
@@ -89,7 +75,7 @@ def ask(
         if not draining:
             _hand_more(tx, context, worker, running, request.most)
         return wire.Next()
-    found = answer_to(tx.connection, context, worker, request.number)
+    found = _answer(tx.connection, context, worker, request.number, running)
     if found.leave or found.tasks:
         _note_billed(tx, worker, billed_s)
         return found
@@ -124,14 +110,16 @@ def _hand_more(
     if most <= 0 or queue.workers > queue.max_concurrency:
         return
     before = context.ahead.blocked_seq
-    own = {name: getattr(worker, name) for name in ("project", "function", "version_id")}
-    ready = [
-        row
-        for row in tx.connection.execute(_OLDEST_OF_VERSION, {**own, "most": most})
-        if before is None or row.seq < before
-    ]
+    oldest = _oldest_for(tx.connection, worker, most)
+    ready = [row for row in oldest if before is None or row.seq < before]
     if ready:
         hand_over(tx, context, worker, ready, running=len(running))
+
+
+def _oldest_for(connection: sa.Connection, worker: Row, most: int) -> Sequence[Row]:
+    """What is ready for the worker."""
+    own = {**cases.pool_of(worker)._asdict(), "most": most}
+    return connection.execute(_OLDEST_OF_VERSION, own).all()
 
 
 def _end_all(
@@ -173,18 +161,16 @@ def _leave_behind(
     """The worker has gone on: they are ended, paid for and over."""
     cases.end_all(tx, context, ended, stays=True)
     settings = context.settings_of(tx.connection, worker)
-    paid = [(execution, max(0.0, tx.now - execution.started_at)) for _, execution, _ in ended]
-    # Those that it held while it ran the others began later than they were handed over.
-    run_s = [(end.run_ms or 0.0) / 1000 for _, _, end in ended]
-    if len(paid) > 1:
-        paid = [(execution, each) for (execution, _), each in zip(paid, run_s, strict=True)]
+    paid = [
+        (execution, costs.span_s(execution.started_at, tx.now, end.run_ms))
+        for _, execution, end in ended
+    ]
     costs.note_executions(tx, context.meter, worker, settings, paid)
     # Who waits for its orders, on behalf of what has ended, is answered.
     tx.changed(f"worker:{worker.worker_id}")
     for row, execution, _ in ended:
         if execution.attempt > 1:
             cases.terminate_if_over(tx, row.invocation_id)
-    purge_if_empty(tx, worker.project)
     return float(sum(each for _, each in paid))
 
 
@@ -197,16 +183,25 @@ _THESE = sa.select(invocations).where(
 )
 
 
-def answer_to(connection: sa.Connection, context: Context, worker: Row, number: int) -> wire.Next:
-    """What the worker was handed from ``number`` on, or that it has to leave; else nothing."""
-    if worker.state == model.LEAVING or worker.gone_at is not None:
+def _worker(connection: sa.Connection, who: WorkerIdentity) -> Row:
+    worker = statements.first(connection, workers, worker_id=who.worker_id)
+    if worker is None or worker.gone_at is not None:
+        message = f"{who.worker_id} was given up."
+        raise ClaimRefused(message)
+    return worker
+
+
+def _answer(
+    connection: sa.Connection, context: Context, worker: Row, number: int, running: Sequence[Row]
+) -> wire.Next:
+    """What the worker was handed from ``number`` on, or that it has to leave; else nothing. ``running`` is what it has not ended."""
+    if worker.state == model.LEAVING:
         return wire.Next(leave=True)
     if number > worker.served + 1:
         message = (
             f"{worker.worker_id} asks for its execution {number}; it was given {worker.served}."
         )
         raise ClaimRefused(message)
-    running = cases.unended(connection, worker)
     if number == worker.served + 1 and not running:
         return wire.Next()
     tasks = [
@@ -224,21 +219,15 @@ def look(
     connection: sa.Connection, context: Context, who: WorkerIdentity, number: int
 ) -> wire.Next:
     """As `ask`, of a worker that has asked. Raises ClaimRefused."""
-    worker = statements.first(connection, workers, worker_id=who.worker_id)
-    if worker is None:
-        message = f"{who.worker_id} was given up."
-        raise ClaimRefused(message)
-    return answer_to(connection, context, worker, number)
+    worker = _worker(connection, who)
+    return _answer(connection, context, worker, number, cases.unended(connection, worker))
 
 
 def _may_stay(connection: sa.Connection, worker: Row, *, draining: bool) -> bool:
     """Whether it may wait: one of an older version only while there is something for it."""
     if draining:
         return False
-    if _is_of_latest(connection, worker):
-        return True
-    own = {name: getattr(worker, name) for name in ("project", "function", "version_id")}
-    return connection.execute(_READY_OF_VERSION, own).first() is not None
+    return _is_of_latest(connection, worker) or bool(_oldest_for(connection, worker, 1))
 
 
 def _is_of_latest(connection: sa.Connection, worker: Row) -> bool:
@@ -391,9 +380,8 @@ def dismiss_outdated(tx: Transaction, project: str) -> None:
 
 def idle_for_long(tx: Transaction, worker: Row, min_workers: int) -> None:
     """Its idle_timeout is over: it leaves, unless it is one of those that are kept started."""
-    own = {name: getattr(worker, name) for name in ("project", "function", "version_id")}
     is_kept = _is_of_latest(tx.connection, worker) and (
-        count_of_version(tx.connection, **own) <= min_workers
+        count(tx.connection, cases.pool_of(worker)) <= min_workers
     )
     if is_kept:
         statements.change(tx.connection, workers, {"worker_id": worker.worker_id}, deadline_at=None)
@@ -401,9 +389,6 @@ def idle_for_long(tx: Transaction, worker: Row, min_workers: int) -> None:
         dismiss(tx, worker)
 
 
-def count_of_version(
-    connection: sa.Connection, project: str, function: str, version_id: str
-) -> int:
-    """How many workers the function has of this version, without those that leave."""
-    own = {"project": project, "function": function, "version_id": version_id}
-    return int(connection.execute(_COUNT_OF_VERSION, own).scalar_one())
+def count(connection: sa.Connection, pool: decide.Pool) -> int:
+    """How many workers the pool has, without those that leave."""
+    return int(connection.execute(_COUNT, pool._asdict()).scalar_one())
